@@ -1,0 +1,1 @@
+"""The `karma` command, one module per group of verbs; heavy imports stay inside the functions."""

@@ -1,0 +1,142 @@
+"""`karma show` and `karma verify`: what is in a run, an artifact or a recipe, and whether it is intact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def show(
+    path: Annotated[Path, typer.Argument(help="A run, one of its artifacts, or a recipe file.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a run's artifacts, one artifact's manifest, or every key of a recipe with its meaning.
+
+    Example: karma show runs/demo
+    """
+    from dataclasses import asdict
+
+    from karma_electric.core.artifact import MANIFEST, read_manifest
+
+    if path.suffix == ".toml":
+        _show_recipe(path, json_)
+        return
+    if (path / MANIFEST).is_file():
+        whole = asdict(read_manifest(path))
+        if json_:
+            print(json.dumps(whole, indent=2))
+            return
+        _show_artifact(whole)
+        return
+    folders = artifacts_of(path)
+    rows = [(folder, read_manifest(folder)) for folder in folders]
+    if json_:
+        print(json.dumps({str(f.relative_to(path)): asdict(m) for f, m in rows}, indent=2))
+        return
+    print(f"{'artifact':<16} {'id':<17} {'size':>9}  made")
+    for folder, manifest in rows:
+        size = sum(manifest.sizes.values()) / 1e6
+        print(f"{folder.relative_to(path).as_posix():<16} {manifest.id:<17} {size:>6.1f} MB  {manifest.created}")
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="A run, or one of its artifacts.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Hash every file again and follow the lineage: exit code 1 if anything is missing, changed or unconnected.
+
+    Example: karma verify runs/demo
+    """
+    from karma_electric.core.artifact import MANIFEST, damage, read_manifest
+    from karma_electric.core.errors import GateError
+
+    single = (path / MANIFEST).is_file()
+    folders = [path] if single else artifacts_of(path)
+    found: dict[str, list[str]] = {}
+    for folder in folders:
+        name = folder.name if single else folder.relative_to(path).as_posix()
+        found[name] = damage(folder)
+    if not single:
+        manifests = {folder.relative_to(path).as_posix(): read_manifest(folder) for folder in folders}
+        for name, manifest in manifests.items():
+            found[name] += _broken_links(manifest, manifests)
+    bad = {name: problems for name, problems in found.items() if problems}
+    if json_:
+        print(json.dumps({"ok": not bad, "artifacts": found}, indent=2))
+    else:
+        for name, problems in found.items():
+            print(f"{name:<16} {'ok' if not problems else '; '.join(problems)}")
+    if bad:
+        raise GateError(
+            f"{len(bad)} of {len(found)} artifacts are not intact.",
+            f"Make them again: karma run {path}/recipe.toml --run-dir {path} --force",
+        )
+
+
+def artifacts_of(run: Path) -> list[Path]:
+    """The artifact folders of a run, in the order they were made.
+
+    Raises:
+        MissingError: no such folder, or nothing made there yet.
+    """
+    from karma_electric.core.artifact import MANIFEST, read_manifest
+    from karma_electric.core.errors import MissingError
+
+    manifests = [*run.glob(f"*/{MANIFEST}"), *run.glob(f"*/*/{MANIFEST}")]
+    folders = [m.parent for m in manifests if not m.relative_to(run).parts[0].startswith(".")]
+    if not folders:
+        state = "has no artifacts" if run.is_dir() else "does not exist"
+        raise MissingError(f"{run} {state}.", "Make a run first: karma run recipes/demo.toml")
+    order = ("release", "adapter", "merged", "axis", "capped", "gguf", "redteam", "report", "card")
+    rank = {kind: number for number, kind in enumerate(order)}
+    return sorted(folders, key=lambda f: (rank.get(read_manifest(f).kind, 99), read_manifest(f).created, f.name))
+
+
+def _broken_links(manifest: Any, manifests: dict[str, Any]) -> list[str]:
+    """Inputs that name an artifact of this run but carry another id than the one that lies there."""
+    return [
+        f"was made from another {role} (id {given}, here {manifests[role].id})"
+        for role, given in manifest.inputs.items()
+        if role in manifests and manifests[role].id != given
+    ]
+
+
+def _show_artifact(manifest: dict[str, Any]) -> None:
+    version = manifest["code"].get("version")
+    print(f"{manifest['kind']}  {manifest['id']}  made {manifest['created']} by version {version}")
+    for title in ("config", "inputs", "packages", "hardware"):
+        print(f"\n{title}")
+        for key, value in manifest[title].items():
+            print(f"  {key:<24} {_clip(value)}")
+    print("\nfiles")
+    for name, digest in manifest["files"].items():
+        print(f"  {manifest['sizes'][name]:>12,}  {digest[:16]}  {name}")
+
+
+def _show_recipe(path: Path, json_: bool) -> None:
+    from pydantic import BaseModel
+
+    from karma_electric.core.recipe import load_recipe
+
+    recipe = load_recipe(path)
+    if json_:
+        print(json.dumps(recipe.model_dump(mode="json"), indent=2))
+        return
+    for name, field in type(recipe).model_fields.items():
+        value = getattr(recipe, name)
+        if not isinstance(value, BaseModel):
+            print(f"{name} = {json.dumps(value)}  # {field.description}")
+            continue
+        print(f"\n[{name}]  # {(type(value).__doc__ or '').strip()}")
+        for key, inner in type(value).model_fields.items():
+            note = f"  # {inner.description}" if inner.description else ""
+            print(f"{key} = {_clip(value.model_dump(mode='json')[key])}{note}")
+
+
+def _clip(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 100 else flat[:97] + "..."

@@ -1,0 +1,90 @@
+"""The `karma` command: gathers the verbs, and turns every expected failure into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from karma_electric.cli import chat, doctor, inspect, run
+
+app = typer.Typer(
+    name="karma",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help starts twice as fast
+    pretty_exceptions_enable=False,
+    help="Make a value-aligned language model, cap its drift in the weights, and prove what it does.\n\n"
+    "Start with: karma run recipes/demo.toml",
+    epilog="Exit codes: 0 ok, 1 a check did not pass, 2 wrong usage or bad input, "
+    "3 a missing extra, model or artifact.",
+)
+app.command("run")(run.run)
+app.command("chat")(chat.chat)
+app.command("show")(inspect.show)
+app.command("verify")(inspect.verify)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from karma_electric.core.artifact import code_version
+
+        code = code_version()
+        commit = f" ({code['commit'][:12]}{', changed' if code['dirty'] else ''})" if code["commit"] else ""
+        print(f"karma-electric {code['version']}{commit}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the verb."""
+
+
+def main() -> None:
+    """Entry point."""
+    guarded(lambda: app(standalone_mode=True))
+
+
+def guarded(action: object) -> None:
+    """Run `action` and exit the way the design says: no tracebacks for what a user can cause."""
+    from karma_electric.core.errors import KarmaError, SpaceError
+
+    try:
+        action()  # type: ignore[operator]
+    except KarmaError as error:
+        _fail(error.message, error.hint, error.exit_code)
+    except KeyboardInterrupt:
+        _fail("Stopped.", "Run the same command again to continue.", 130)
+    except BrokenPipeError:  # `karma show | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except OSError as error:
+        from karma_electric.core.artifact import disk_full
+
+        if disk_full(error):
+            _fail("The disk is full.", "Free some space and run the same command again.", SpaceError.exit_code)
+        if isinstance(error, PermissionError):
+            _fail(f"No permission for {error.filename}.", "Check its owner, or write elsewhere.", 2)
+        _bug(error)
+    except Exception as error:
+        _bug(error)
+
+
+def _fail(message: str, hint: str, code: int) -> None:
+    print(f"error: {message} {hint}".rstrip(), file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def _bug(error: Exception) -> None:
+    if os.environ.get("KARMA_DEBUG"):
+        traceback.print_exc()
+    name = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    _fail(f"Unexpected {name}.", "This is a bug. Set KARMA_DEBUG=1 to see where, and please report it.", 70)

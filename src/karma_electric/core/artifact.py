@@ -1,0 +1,270 @@
+"""Artifacts: a folder of files and a manifest written last, so that a manifest means "whole".
+
+An artifact's id is a hash of its kind, its configuration and the ids of its inputs. It says what was asked
+for; the hashes of the files say what came out. This module knows nothing about what the files contain.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from karma_electric.core.errors import ArtifactError, MissingError, SpaceError
+from karma_electric.core.extras import version_of
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "accelerate",
+    "safetensors",
+    "gguf",
+    "xllamacpp",
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is, what it was made from and with, and the hash of each of its files."""
+
+    kind: str
+    id: str
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)  # relative path -> sha256
+    sizes: dict[str, int] = field(default_factory=dict)  # relative path -> bytes
+    code: dict[str, Any] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    created: str = ""
+    schema: int = SCHEMA
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces, the form that is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def hash_text(text: str) -> str:
+    """SHA-256 of a text, as hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, as hex, read in blocks of 4 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_tree(path: Path) -> str:
+    """One hash for a file, or for the names and contents of all files below a folder."""
+    if path.is_file():
+        return hash_file(path)
+    return hash_text(canonical_json({p: hash_file(path / p) for p in list_files(path)}))
+
+
+def artifact_id(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The id of an artifact: 16 hex digits over kind, configuration and input ids."""
+    asked = {"schema": SCHEMA, "kind": kind, "config": dict(config), "inputs": dict(inputs)}
+    return hash_text(canonical_json(asked))[:16]
+
+
+def list_files(folder: Path) -> list[str]:
+    """Relative POSIX paths of all files below `folder`, sorted, without its own manifest."""
+    paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return sorted(p for p in paths if p != MANIFEST)
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part, even after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON atomically. NaN and infinities are refused: no other reader takes them."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+        MissingError: the file is not there.
+        ArtifactError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingError(f"{path} does not exist.", "Run the stage that makes it.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not JSON ({error}).", "Make it again with --force.") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk where the system can (renames survive a power cut)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seal(folder: Path, *, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Manifest:
+    """Hash the files of `folder` and write its manifest, last and atomically. Returns the manifest."""
+    names = list_files(folder)
+    for name in names:
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+    manifest = Manifest(
+        kind=kind,
+        id=artifact_id(kind, config, inputs),
+        inputs=dict(inputs),
+        config=dict(config),
+        files={name: hash_file(folder / name) for name in names},
+        sizes={name: (folder / name).stat().st_size for name in names},
+        code=code_version(),
+        packages={name: version for name in _PACKAGES if (version := version_of(name))},
+        hardware=hardware(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    write_json(folder / MANIFEST, asdict(manifest))
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of an artifact.
+
+    Raises:
+        MissingError: there is none.
+        ArtifactError: it is damaged, or written by a newer version.
+    """
+    raw = read_json(folder / MANIFEST)
+    if not isinstance(raw, dict) or not {"kind", "id", "files", "schema"} <= raw.keys():
+        raise ArtifactError(f"{folder / MANIFEST} is not a manifest.", "Make the artifact again with --force.")
+    if raw["schema"] > SCHEMA:
+        raise ArtifactError(
+            f"{folder} was written by a newer version (schema {raw['schema']}, this one reads {SCHEMA}).",
+            "Upgrade karma-electric.",
+        )
+    known = Manifest.__dataclass_fields__
+    return Manifest(**{key: value for key, value in raw.items() if key in known})
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether `folder` has a manifest and every file in it with its recorded size (hashes: see `damage`)."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    manifest = read_manifest(folder)
+    paths = {name: folder / name for name in manifest.files}
+    return all(path.is_file() and path.stat().st_size == manifest.sizes.get(name) for name, path in paths.items())
+
+
+def damage(folder: Path) -> list[str]:
+    """What differs between an artifact's files and its manifest, a line each; empty means none."""
+    manifest = read_manifest(folder)
+    found = []
+    for name, expected in manifest.files.items():
+        if not (folder / name).is_file():
+            found.append(f"{name} is missing")
+        elif hash_file(folder / name) != expected:
+            found.append(f"{name} was changed after it was written")
+    found += [f"{name} is not in the manifest" for name in list_files(folder) if name not in manifest.files]
+    if artifact_id(manifest.kind, manifest.config, manifest.inputs) != manifest.id:
+        found.append("the manifest's id does not match its own configuration and inputs")
+    return found
+
+
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Raise `SpaceError` unless the disk that holds `folder` has `needed_bytes` free."""
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise SpaceError(
+            f"{folder} needs about {needed_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB is free.",
+            "Free some, or write elsewhere with --run-dir.",
+        )
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an exception, or one it came from, means that the disk is full (each library has its own words)."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(sign in str(seen) for sign in ("No space left", "os error 28", "PytorchStreamWriter failed")):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """Version of the package, and its commit and cleanliness where it runs from a checkout."""
+    from karma_electric import __version__
+
+    root = Path(__file__).resolve().parents[3]
+    version: dict[str, Any] = {"version": __version__, "commit": None, "dirty": None}
+    if not (root / ".git").exists():
+        return version
+    try:
+        version["commit"] = _git(root, "rev-parse", "HEAD")
+        version["dirty"] = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        pass  # no git, or no commit yet: the version alone then
+    return version
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@cache
+def hardware() -> dict[str, Any]:
+    """Processor, cores and accelerators of this machine."""
+    found: dict[str, Any] = {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+    }
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        found["processor"] = names[0] if names else platform.processor()
+    import sys
+
+    torch = sys.modules.get("torch")  # asked only where a stage has loaded it
+    if torch is not None and torch.cuda.is_available():
+        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found

@@ -1,0 +1,359 @@
+"""Writes a Llama-family checkpoint as one GGUF file, for llama.cpp, Ollama and what is built on them.
+
+Tensors are read, converted and written a few rows at a time, so an 8B model needs little more memory than a
+small one. What the `gguf` package knows (names of tensors and keys, quantisation) is asked of it; this module
+knows the Llama family: which tensors there are, the order of rotary rows, Llama 3's frequencies. `gguf_vocab`
+writes the tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from karma_electric.core.artifact import read_json, require_space, sync_folder
+from karma_electric.core.errors import ArtifactError, InputError, MissingError
+from karma_electric.core.extras import require
+from karma_electric.core.progress import Progress, Silent
+from karma_electric.export.gguf_vocab import USE_LLAMA_CPP, add_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+FileType = Literal["q8_0", "f16", "bf16", "f32"]
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+_NEEDED = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"),
+    *("vocab_size", "rms_norm_eps", "max_position_embeddings"),
+)
+_LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_CHUNK_ELEMENTS = 1 << 24  # converted at a time: 64 MB as float32
+_ROPE_FREQS = "rope_freqs.weight"
+_SILENT = Silent()
+_AGAIN = "Make the model again."
+
+
+@dataclass(frozen=True)
+class GgufSummary:
+    """What was written: where, its size in bytes, how many tensors, and the type of the matrices."""
+
+    path: Path
+    bytes: int
+    n_tensors: int
+    file_type: FileType
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A tensor of the output file. `source` is its name in the checkpoint, None for the rope frequencies."""
+
+    name: str
+    source: str | None
+    shape: tuple[int, ...]
+    type: Any  # gguf.GGMLQuantizationType
+    head_dim: int = 0  # rows per head where rotary rows are reordered, else 0
+
+    @property
+    def n_bytes(self) -> int:
+        from gguf import GGML_QUANT_SIZES
+
+        block, size = GGML_QUANT_SIZES[self.type]
+        return math.prod(self.shape) // int(block) * int(size)
+
+
+def export_gguf(
+    model_dir: Path,
+    out: Path,
+    *,
+    file_type: FileType,
+    name: str,
+    lineage: Mapping[str, str] = {},
+    license_id: str | None = None,
+    progress: Progress = _SILENT,
+) -> GgufSummary:
+    """Convert a checkpoint to GGUF. The file appears under `out` whole, or not at all.
+
+    Args:
+        model_dir: Hugging Face folder: config.json, tokenizer.json, safetensors (one file or shards).
+        out: the file to write; replaced if it is there.
+        file_type: type of the matrices. Norms and rope frequencies stay float32; a matrix whose rows are
+            not a multiple of 32 long is written as float16 under `q8_0`, as llama.cpp does.
+        name: the model's name in the file.
+        lineage: written as string keys `karma.KEY`.
+        license_id: licence of the weights, as the hub spells it.
+        progress: told after every tensor.
+
+    Raises:
+        InputError: an architecture, rope scaling or tokenizer this cannot write, naming what can.
+        ArtifactError: config and tensors that do not fit each other, or values that are not finite.
+        MissingError: no such checkpoint, or the extra `gguf` is not installed.
+    """
+    require("gguf")
+    import gguf
+
+    config = _read_config(model_dir)
+    with ExitStack() as stack:
+        checkpoint = _Checkpoint(model_dir, stack)
+        plan = _plan(config, checkpoint, file_type)
+        writer = gguf.GGUFWriter(path=None, arch="llama")
+        _add_metadata(writer, config, plan, file_type=file_type, name=name)
+        writer.add_string("general.license", license_id or "")  # an empty string is not written
+        add_tokenizer(writer, model_dir, config["vocab_size"])
+        for key, value in lineage.items():
+            writer.add_string(f"karma.{key}", value)
+        for tensor in plan:
+            if tensor.type == gguf.GGMLQuantizationType.F16 and file_type == "q8_0":
+                progress.say(f"{tensor.name} is written as F16: its rows are not whole Q8_0 blocks")
+            # The element type only matters to the writer where no target type is given.
+            writer.add_tensor_info(tensor.name, tensor.shape, None, tensor.n_bytes, tensor.type)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        require_space(out.parent, sum(tensor.n_bytes for tensor in plan) + (16 << 20))
+        # A fixed name: what a kill leaves behind, the next export replaces.
+        temporary = out.with_name(f".{out.name}.tmp")
+        stack.callback(temporary.unlink, missing_ok=True)
+        stack.callback(writer.close)
+        writer.write_header_to_file(temporary)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        stream = writer.fout[0]
+        writer.write_padding(stream, stream.tell())
+        for number, tensor in enumerate(plan, 1):
+            for rows in _converted(tensor, checkpoint, config):
+                stream.write(rows)
+            writer.write_padding(stream, tensor.n_bytes)
+            progress.update(number, len(plan), tensor.name)
+        stream.flush()
+        os.fsync(stream.fileno())
+        size = stream.tell()
+        writer.close()
+        temporary.replace(out)
+    sync_folder(out.parent)
+    return GgufSummary(path=out, bytes=size, n_tensors=len(plan), file_type=file_type)
+
+
+class _Checkpoint:
+    """The safetensors of a model folder: shapes without reading, and rows on demand."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+        if index.is_file():
+            names = sorted(set(read_json(index)["weight_map"].values()))
+        elif single.is_file():
+            names = [single.name]
+        else:
+            raise MissingError(f"{folder} has no model.safetensors.", "Save it with save_pretrained first.")
+        self._files: dict[str, Any] = {}
+        for name in names:
+            try:
+                file = stack.enter_context(safe_open(folder / name, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise ArtifactError(f"{folder / name} cannot be read ({error}).", _AGAIN) from None
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        found = self._files[name].get_slice(name)
+        if found.get_dtype() not in ("BF16", "F16", "F32"):
+            raise InputError(
+                f"{name} is stored as {found.get_dtype()}, expected bfloat16, float16 or float32.",
+                "Export the merged model, not a quantised one.",
+            )
+        return tuple(found.get_shape())
+
+    def rows(self, name: str, first: int, last: int) -> torch.Tensor:
+        import torch
+
+        rows: torch.Tensor = self._files[name].get_slice(name)[first:last].to(torch.float32)
+        return rows
+
+
+def _read_config(model_dir: Path) -> dict[str, Any]:
+    """config.json, checked, with the defaults of the architecture filled in and `rope` normalised."""
+    if not (model_dir / "config.json").is_file():
+        raise MissingError(f"{model_dir} has no config.json.", "Give a Hugging Face model folder.")
+    config: dict[str, Any] = read_json(model_dir / "config.json")
+    found = (config.get("architectures") or ["unknown"])[0]
+    if found not in ARCHITECTURES:
+        raise InputError(f"{model_dir} is a {found}, expected one of {', '.join(ARCHITECTURES)}.", USE_LLAMA_CPP)
+    if config.get("quantization_config"):
+        raise InputError(f"{model_dir} holds quantised weights.", "Export the merged model in bfloat16.")
+    if config.get("hidden_act", "silu") != "silu":
+        raise InputError(f"{model_dir} uses {config['hidden_act']!r}, llama.cpp's Llama computes silu.")
+    for key in _NEEDED:
+        if config.get(key) is None:
+            raise ArtifactError(f"{model_dir / 'config.json'} has no {key!r}.", _AGAIN)
+    heads = config["num_attention_heads"]
+    config["num_key_value_heads"] = config.get("num_key_value_heads") or heads
+    config["rope_dim"] = config.get("head_dim") or config["hidden_size"] // heads
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})  # transformers 5, 4
+    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+    rope["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
+    if rope["rope_type"] not in ("default", "linear", "llama3"):
+        found = f"{model_dir} has rope scaling {rope['rope_type']!r}"
+        raise InputError(f"{found}, expected llama3, linear or default.", USE_LLAMA_CPP)
+    config["rope"] = rope
+    return config
+
+
+def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight a llama.cpp Llama has, in file order, without the optional ones."""
+    hidden, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    query = config["num_attention_heads"] * config["rope_dim"]
+    key = config["num_key_value_heads"] * config["rope_dim"]
+    block = {
+        "attn_norm": (hidden,),
+        "attn_q": (query, hidden),
+        "attn_k": (key, hidden),
+        "attn_v": (key, hidden),
+        "attn_output": (hidden, query),
+        "ffn_norm": (hidden,),
+        "ffn_gate": (inner, hidden),
+        "ffn_up": (inner, hidden),
+        "ffn_down": (hidden, inner),
+    }
+    expected: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocabulary, hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        expected |= {f"blk.{layer}.{part}.weight": shape for part, shape in block.items()}
+    expected["output_norm.weight"] = (hidden,)
+    if not config.get("tie_word_embeddings", False):
+        expected["output.weight"] = (vocabulary, hidden)
+    return expected
+
+
+def _plan(config: Mapping[str, Any], checkpoint: _Checkpoint, file_type: FileType) -> list[_Planned]:
+    """Match the checkpoint's tensors to those llama.cpp expects, and decide the type of each."""
+    import gguf
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    expected = _expected(config)
+    sources: dict[str, str] = {}
+    for source in checkpoint.names:
+        target = names.get_name(source, try_suffixes=(".weight", ".bias"))
+        if source.endswith(".rotary_emb.inv_freq") or (target == "output.weight" and target not in expected):
+            continue  # computed by llama.cpp; tied to the embeddings
+        if target is None or target.removesuffix("bias").removesuffix("weight") + "weight" not in expected:
+            raise InputError(f"The checkpoint holds {source}, which a Llama does not have.", USE_LLAMA_CPP)
+        sources[target] = source
+    kinds = gguf.GGMLQuantizationType
+    plan = []
+    if config["rope"]["rope_type"] == "llama3":
+        plan.append(_Planned(_ROPE_FREQS, None, (config["rope_dim"] // 2,), kinds.F32))
+    for weight, shape in expected.items():
+        if weight not in sources:
+            raise ArtifactError(f"The checkpoint has no tensor for {weight}.", _AGAIN)
+        bias = weight.replace(".weight", ".bias")
+        for target in (weight, bias) if bias in sources else (weight,):
+            found = checkpoint.shape(sources[target])
+            wanted = shape if target == weight else shape[:1]
+            if found != wanted:
+                shapes = f"has shape {list(found)}, config.json says {list(wanted)}"
+                raise ArtifactError(f"{sources[target]} {shapes}.", _AGAIN)
+            kind = kinds.F32 if len(found) == 1 else kinds[file_type.upper()]
+            if kind == kinds.Q8_0 and found[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+                kind = kinds.F16
+            rotary = ".attn_q." in target or ".attn_k." in target
+            plan.append(_Planned(target, sources[target], found, kind, config["rope_dim"] if rotary else 0))
+    return plan
+
+
+def _converted(tensor: _Planned, checkpoint: _Checkpoint, config: Mapping[str, Any]) -> Iterator[memoryview]:
+    """The bytes of a tensor as the file holds them, some rows at a time."""
+    import numpy
+    from gguf import GGMLQuantizationType, quants
+
+    if tensor.source is None:
+        yield rope_factors(config["rope"], config["rope_dim"]).numpy().data
+        return
+    n_rows, row_size = tensor.shape[0], math.prod(tensor.shape[1:])
+    step = max(_CHUNK_ELEMENTS // row_size, 1)
+    if tensor.head_dim:
+        step = max(step // tensor.head_dim, 1) * tensor.head_dim
+    for first in range(0, n_rows, step):
+        rows = checkpoint.rows(tensor.source, first, min(first + step, n_rows))
+        if tensor.head_dim:
+            rows = interleave_rotary(rows, tensor.head_dim)
+        values = rows.numpy()
+        largest = numpy.maximum(values.max(), -values.min())  # numpy, unlike max(), lets a NaN through
+        if not numpy.isfinite(largest):
+            raise ArtifactError(f"{tensor.source} holds NaN or infinity.", _AGAIN)
+        if tensor.type == GGMLQuantizationType.F16 and largest > numpy.finfo(numpy.float16).max:
+            raise InputError(f"{tensor.source} exceeds float16.", "Export with --type bf16 or q8_0.")
+        yield quants.quantize(values, tensor.type).data
+
+
+def interleave_rotary(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Reorder the rows of a query or key projection from transformers' rotary layout to llama.cpp's.
+
+    transformers rotates row i of a head with row i + head_dim/2, llama.cpp row 2i with row 2i + 1.
+
+    Args:
+        rows: [n_heads * head_dim, ...], whole heads.
+        head_dim: rows per head.
+    """
+    halves = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])  # [heads, half, pair, ...]
+    return halves.transpose(1, 2).reshape(rows.shape)
+
+
+def rope_factors(rope: Mapping[str, Any], dim: int) -> torch.Tensor:
+    """What Llama 3's frequency scaling divides each rotary frequency by, float32 [dim / 2].
+
+    1 for wavelengths below `original / high_freq_factor`, `factor` above `original / low_freq_factor`, and in
+    between the inverse of a linear blend of the inverses (transformers `_compute_llama3_parameters`).
+    """
+    import torch
+
+    missing = [key for key in _LLAMA3_SCALING if key not in rope]
+    if missing:
+        raise ArtifactError(f"config.json has llama3 rope scaling without {missing[0]!r}.", _AGAIN)
+    factor, low, high, original = (rope[key] for key in _LLAMA3_SCALING)
+    frequencies = 1.0 / (rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+    turns = original * frequencies / (2 * math.pi)  # within the original context
+    blend = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    factors: torch.Tensor = 1.0 / ((1.0 - blend) / factor + blend)
+    return factors
+
+
+def _add_metadata(
+    writer: Any, config: Mapping[str, Any], plan: list[_Planned], *, file_type: FileType, name: str
+) -> None:
+    import gguf
+
+    parameters = sum(math.prod(tensor.shape) for tensor in plan)
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_size_label(gguf.size_label(parameters, parameters, 0, 0))
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    if config.get("head_dim"):
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_rope_dimension_count(config["rope_dim"])
+    writer.add_rope_freq_base(config["rope"]["rope_theta"])
+    if config["rope"]["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config["rope"]["factor"])
+    scope = "ALL" if file_type == "f32" else "MOSTLY"
+    writer.add_file_type(gguf.LlamaFileType[f"{scope}_{file_type.upper()}"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def _float32() -> Any:
+    import numpy
+
+    return numpy.dtype(numpy.float32)

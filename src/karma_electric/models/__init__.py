@@ -1,0 +1,1 @@
+"""Models: names, loading, templates, the layer convention, engines."""

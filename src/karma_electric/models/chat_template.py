@@ -1,0 +1,85 @@
+"""Renders conversations to tokens, and finds the training template that fits a tokenizer.
+
+A training template is accepted only if it renders, byte for byte, what the tokenizer's own template renders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from karma_electric.core.artifact import hash_text
+from karma_electric.core.errors import InputError
+from karma_electric.core.messages import Conversation, as_dicts, assistant, system, user
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PROBES: tuple[Conversation, ...] = (
+    [user("one"), assistant("two")],
+    [
+        system("Be kind."),
+        user(" spaced \n"),
+        assistant("línea\n\ndos "),
+        user("<b>&amp;</b>"),
+        assistant("ok"),
+    ],
+    [system(""), user("'quotes' \"both\""), assistant("{{ not a template }}")],
+)
+
+
+def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of a tokenizer's chat template: an axis belongs to one."""
+    return hash_text(str(tokenizer.chat_template))
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
+    """A conversation as the text a model continues, ending with the assistant's header."""
+    rendered: str = tokenizer.apply_chat_template(as_dicts(conversation), tokenize=False, add_generation_prompt=True)
+    return rendered
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
+    """The same as token ids. Never render and tokenise again: that adds a second BOS."""
+    encoded = tokenizer.apply_chat_template(as_dicts(conversation), add_generation_prompt=True, return_dict=True)
+    return list(encoded["input_ids"])
+
+
+def conversation_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
+    """Token ids of a whole conversation, the last answer and its end-of-turn included."""
+    encoded = tokenizer.apply_chat_template(as_dicts(conversation), add_generation_prompt=False, return_dict=True)
+    return list(encoded["input_ids"])
+
+
+def training_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The shipped training template that renders exactly like the tokenizer's own.
+
+    Raises:
+        InputError: none does.
+    """
+    own = str(tokenizer.chat_template)
+    if "{% generation %}" in own or "{%- generation" in own:
+        return own
+    folder = resources.files("karma_electric.models.templates")
+    candidates = sorted(f.name for f in folder.iterdir() if f.name.endswith(".jinja"))
+    for name in candidates:
+        template = folder.joinpath(name).read_text(encoding="utf-8").removesuffix("\n")
+        if all(_render(tokenizer, probe, template) == _render(tokenizer, probe, own) for probe in _PROBES):
+            return template
+    raise InputError(
+        f"No training template renders like this tokenizer's chat template (tried {', '.join(candidates)}).",
+        "Add one with generation markers to karma_electric/models/templates.",
+    )
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, template: str) -> Sequence[str]:
+    try:
+        return [
+            tokenizer.apply_chat_template(
+                as_dicts(turns), chat_template=template, tokenize=False, add_generation_prompt=ask
+            )
+            for turns, ask in ((conversation, False), (conversation[:-1], True))
+        ]
+    except Exception as error:  # templates raise what they like; a template that cannot render does not fit
+        return [f"{type(error).__name__}: {error}"]

@@ -1,0 +1,163 @@
+"""The transformers engine: batched or streamed generation, with an optional intervention on the activations.
+
+It knows nothing about steering: an intervention is any context manager that is opened around a generation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from karma_electric.core.errors import InputError
+from karma_electric.core.messages import Conversation
+from karma_electric.models.chat_template import prompt_ids
+from karma_electric.models.engines.protocol import Completion, Sampling, Usage
+from karma_electric.models.loading import end_of_turn_ids
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Meter(Protocol):
+    """What an intervention can tell after a generation."""
+
+    def response_rates(self, lengths: Sequence[int]) -> list[float]:
+        """Share of each row's response tokens that were changed."""
+
+
+Intervention = Callable[["PreTrainedModel", "float | None"], AbstractContextManager[Meter]]
+
+
+class HfEngine:
+    """Generates with transformers. Each call starts from an empty cache, so a cache never mixes two alphas."""
+
+    name = "hf"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        intervention: Intervention | None = None,
+        context: int | None = None,
+    ) -> None:
+        """`intervention(model, alpha)` is opened around every generation; `context` limits prompt + answer."""
+        self._model = model
+        self._tokenizer = tokenizer
+        self._intervention = intervention
+        self._context = context or int(model.config.max_position_embeddings)
+        self._stop_ids = end_of_turn_ids(model, tokenizer)
+
+    def generate(
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, alpha: float | None = None
+    ) -> list[Completion]:
+        """Answer conversations in one batch, padded on the left. See `Engine.generate`."""
+        import torch
+
+        if not conversations:
+            return []
+        prompts = [self._prompt(conversation, sampling) for conversation in conversations]
+        longest = max(len(ids) for ids in prompts)
+        pad = int(self._tokenizer.pad_token_id or 0)
+        ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self._model.device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self._model.device)
+        with self._intervene(alpha) as meter, torch.inference_mode():
+            torch.manual_seed(sampling.seed)
+            output = self._model.generate(input_ids=ids, attention_mask=mask, **self._options(sampling))
+        answers = [self._until_stop(row) for row in output[:, longest:].tolist()]
+        rates = meter.response_rates([len(a) for a, _ in answers]) if meter is not None else None
+        return [
+            Completion(
+                text=self._tokenizer.decode(answer, skip_special_tokens=True).strip(),
+                finish_reason="stop" if stopped else "length",
+                usage=Usage(prompt_tokens=len(prompts[row]), completion_tokens=len(answer)),
+                cap_rate=rates[row] if rates is not None else None,
+            )
+            for row, (answer, stopped) in enumerate(answers)
+        ]
+
+    def stream(self, conversation: Conversation, sampling: Sampling, *, alpha: float | None = None) -> Iterator[str]:
+        """Yield the answer as it is decoded. Closing the iterator stops the generation."""
+        import torch
+        from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+        prompt = self._prompt(conversation, sampling)
+        ids = torch.tensor([prompt], device=self._model.device)
+        streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+        cancelled = threading.Event()
+        failure: list[BaseException] = []
+
+        class Cancelled(StoppingCriteria):  # type: ignore[misc]
+            def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+                return torch.full((input_ids.shape[0],), cancelled.is_set(), device=input_ids.device)
+
+        def work() -> None:
+            try:
+                with torch.inference_mode():
+                    torch.manual_seed(sampling.seed)
+                    self._model.generate(
+                        input_ids=ids,
+                        attention_mask=torch.ones_like(ids),
+                        streamer=streamer,
+                        stopping_criteria=StoppingCriteriaList([Cancelled()]),
+                        **self._options(sampling),
+                    )
+            except BaseException as error:  # handed to the reader, who raises it
+                failure.append(error)
+                streamer.end()
+
+        with self._intervene(alpha):
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            try:
+                yield from streamer
+            finally:
+                cancelled.set()
+                thread.join()
+        if failure:
+            raise failure[0]
+
+    def _intervene(self, alpha: float | None) -> AbstractContextManager[Meter | None]:
+        if self._intervention is not None:
+            return self._intervention(self._model, alpha)
+        if alpha:
+            raise InputError(f"alpha is {alpha:g}, but no cap was loaded.", "Give one with --cap, or use --alpha 0.")
+        return contextlib.nullcontext()
+
+    def _prompt(self, conversation: Conversation, sampling: Sampling) -> list[int]:
+        ids = prompt_ids(self._tokenizer, conversation)
+        if len(ids) + sampling.max_new_tokens > self._context:
+            raise InputError(
+                f"The conversation has {len(ids)} tokens; with {sampling.max_new_tokens} new ones that is more than "
+                f"the model's context of {self._context}.",
+                "Shorten it, or lower the number of new tokens.",
+            )
+        return ids
+
+    def _options(self, sampling: Sampling) -> dict[str, Any]:
+        from transformers import GenerationConfig
+
+        sampled = sampling.temperature > 0
+        return {
+            "generation_config": GenerationConfig(
+                max_new_tokens=sampling.max_new_tokens,
+                do_sample=sampled,
+                temperature=sampling.temperature if sampled else None,
+                top_p=sampling.top_p if sampled else None,
+                top_k=0 if sampled else None,
+                eos_token_id=self._stop_ids,
+                pad_token_id=self._tokenizer.pad_token_id,
+                use_cache=True,
+            )
+        }
+
+    def _until_stop(self, ids: list[int]) -> tuple[list[int], bool]:
+        """The answer's ids up to its end-of-turn, and whether there was one."""
+        for position, token in enumerate(ids):
+            if token in self._stop_ids:
+                return ids[:position], True
+        return ids, False

@@ -1,0 +1,235 @@
+"""Runs a GGUF file through llama.cpp, in this process: what users of Ollama and llama.cpp get from it.
+
+It has no hooks. A cap is either baked into the file or not there, and `alpha` cannot change it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from karma_electric.core.errors import ArtifactError, InputError, MissingError
+from karma_electric.core.extras import require
+from karma_electric.core.messages import Conversation, as_dicts
+from karma_electric.models.engines.protocol import Completion, Sampling, Usage
+
+_RANDOM_SEED = (1 << 32) - 1  # llama.cpp's word for "any seed"
+
+
+class LlamaCppEngine:
+    """Answers conversations with llama.cpp, several at a time (continuous batching).
+
+    A conversation is rendered with the file's own chat template, by the same engine and settings as in
+    transformers, so that both see the same text. The same call gives the same answers when it holds one
+    conversation; in a batch, timing decides which requests share a step, and that moves logits in the last bits.
+    """
+
+    name = "llamacpp"
+
+    def __init__(self, gguf_path: Path, *, context: int = 2048, slots: int = 4, threads: int | None = None) -> None:
+        """Load a model.
+
+        Args:
+            gguf_path: the file.
+            context: tokens of prompt and answer that one conversation may have.
+            slots: conversations decoded together.
+            threads: CPU threads; all there are when None.
+
+        Raises:
+            MissingError: no such file, or the extra `gguf` is not installed.
+            ArtifactError: llama.cpp cannot load it.
+        """
+        require("gguf")
+        import xllamacpp
+
+        if not gguf_path.is_file():
+            raise MissingError(f"{gguf_path} does not exist.", "Make it with: karma gguf MODEL OUT")
+        self._slots = slots
+        self._key = secrets.token_hex(16)  # the server inside also listens on localhost: not for others
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(gguf_path)
+        parameters.n_ctx = context * slots
+        parameters.n_parallel = slots
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads or os.cpu_count() or 1
+        parameters.verbosity = -1
+        parameters.warmup = False
+        parameters.fit_params = False
+        parameters.cache_ram_mib = 0
+        parameters.api_keys = [self._key]
+        try:
+            self._server: Any = xllamacpp.Server(parameters)
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"llama.cpp cannot load {gguf_path} ({error}).",
+                "Is it a whole GGUF file, and is there memory for it?",
+            ) from None
+        properties = self._http("GET", "/props")
+        self._bos, self._eos = str(properties["bos_token"]), str(properties["eos_token"])
+        self._template = _compile(str(properties["chat_template"]))
+
+    def close(self) -> None:
+        """Free the model. The engine cannot be used afterwards."""
+        self._server = None
+
+    def generate(
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, alpha: float | None = None
+    ) -> list[Completion]:
+        """Answer each conversation, in order, `slots` at a time. The i-th samples with `seed + i`.
+
+        Raises:
+            InputError: an alpha is given, or a conversation is longer than the context.
+        """
+        _refuse(alpha)
+        requests = [self._request(c, sampling, sampling.seed + i) for i, c in enumerate(conversations)]
+        with ThreadPoolExecutor(self._slots) as pool:
+            return [_completion(answer) for answer in pool.map(self._complete, requests)]
+
+    def stream(self, conversation: Conversation, sampling: Sampling, *, alpha: float | None = None) -> Iterator[str]:
+        """Yield the answer piece by piece. Closing the iterator stops the decoding.
+
+        Raises:
+            InputError: an alpha is given, or the conversation is longer than the context.
+        """
+        _refuse(alpha)
+        request = self._request(conversation, sampling, sampling.seed) | {
+            "stream": True,
+            "cache_prompt": True,
+        }
+        chunks: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        stopped = threading.Event()
+
+        def receive(chunk: dict[str, Any]) -> bool:
+            chunks.put(chunk)
+            return stopped.is_set()  # True ends the decoding
+
+        def work() -> None:
+            try:
+                self._server.handle_completions(request, receive)
+            finally:
+                chunks.put(None)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            while (chunk := chunks.get()) is not None:
+                if text := _checked(chunk)["choices"][0]["text"]:
+                    yield text
+        finally:
+            stopped.set()
+            thread.join()
+
+    def render(self, conversation: Conversation) -> str:
+        """A conversation as the text that the model continues, from the file's own chat template."""
+        try:
+            return str(
+                self._template.render(
+                    messages=as_dicts(conversation),
+                    add_generation_prompt=True,
+                    bos_token=self._bos,
+                    eos_token=self._eos,
+                )
+            )
+        except Exception as error:  # templates raise what they like
+            raise InputError(f"The chat template refuses this conversation ({error}).") from None
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens are written out. No BOS is added."""
+        asked = {"content": text, "add_special": False, "parse_special": True}
+        return [int(token) for token in self._http("POST", "/tokenize", asked)["tokens"]]
+
+    def greedy_tokens(self, texts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+        """Greedy continuations of rendered texts as token ids, an end-of-turn token included."""
+        sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
+        requests = [self._prompt(text, sampling, 0) | {"logprobs": 1} for text in texts]
+        with ThreadPoolExecutor(self._slots) as pool:
+            answers = list(pool.map(self._complete, requests))
+        return [[int(t["id"]) for t in a["choices"][0]["logprobs"]["content"]] for a in answers]
+
+    def _request(self, conversation: Conversation, sampling: Sampling, seed: int) -> dict[str, Any]:
+        return self._prompt(self.render(conversation), sampling, seed)
+
+    def _prompt(self, text: str, sampling: Sampling, seed: int) -> dict[str, Any]:
+        return {
+            "prompt": self.tokenize(text),
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "samplers": ["temperature", "top_p"],  # in transformers' order, and none of llama.cpp's others
+            "seed": seed % _RANDOM_SEED,
+            "cache_prompt": False,  # a warm cache moves logits in the last bits
+        }
+
+    def _complete(self, request: dict[str, Any]) -> dict[str, Any]:
+        return _checked(self._server.handle_completions(request))
+
+    def _http(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """Ask the server for what it only answers over its localhost socket (never through a proxy)."""
+        address = urlsplit(self._server.listening_address)
+        connection = http.client.HTTPConnection(str(address.hostname), address.port)
+        try:
+            headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+        return _checked(answer)
+
+
+def _refuse(alpha: float | None) -> None:
+    if alpha is not None:
+        raise InputError(
+            f"alpha {alpha:g} was asked for, but llama.cpp runs the file as it is.",
+            "Leave alpha out, or use the checkpoint with a cap (karma chat MODEL --cap CAP).",
+        )
+
+
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer, unless it is an error."""
+    error = answer.get("error")
+    if error is None:
+        return answer
+    if error.get("type") == "exceed_context_size_error":
+        raise InputError(
+            f"The conversation has {error['n_prompt_tokens']} tokens, the context is {error['n_ctx']}.",
+            "Shorten it, or give the engine a larger context.",
+        )
+    raise InputError(f"llama.cpp refused the request: {error.get('message', error)}.")
+
+
+def _completion(answer: dict[str, Any]) -> Completion:
+    choice, usage = answer["choices"][0], answer["usage"]
+    return Completion(
+        text=choice["text"],
+        finish_reason="length" if choice["finish_reason"] == "length" else "stop",
+        usage=Usage(prompt_tokens=usage["prompt_tokens"], completion_tokens=usage["completion_tokens"]),
+    )
+
+
+def _compile(template: str) -> Any:
+    """A chat template, sandboxed, with the settings and helpers that transformers gives it."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    try:
+        return environment.from_string(template)
+    except TemplateError as error:
+        raise ArtifactError(f"The file's chat template cannot be read ({error}).", "Export the model again.") from None

@@ -1,0 +1,157 @@
+"""Loads models and tokenizers, quietly, in the right number format, with a pad token that is safe to mask."""
+
+from __future__ import annotations
+
+import contextlib
+import logging as logging_
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from karma_electric.core.errors import ArtifactError, InputError, MissingError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence the libraries' progress bars, warnings and advice while loading or saving; errors still raise."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    libraries = [logging_.getLogger(name) for name in ("bitsandbytes", "peft", "accelerate")]
+    levels = [library.level for library in libraries]
+    for library in libraries:
+        library.setLevel(logging_.CRITICAL)
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for library, old in zip(libraries, levels, strict=True):
+            library.setLevel(old)
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def pick_device() -> str:
+    """cuda where there is one, else mps, else cpu."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def pick_dtype(name: str, device: str) -> torch.dtype:
+    """The dtype a recipe asks for; `auto` is bfloat16 where the hardware multiplies it natively."""
+    import torch
+
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device == "cpu":
+        return torch.bfloat16 if torch.backends.mkldnn.is_available() and _cpu_has_bfloat16() else torch.float32
+    return torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return "avx512_bf16" in text or "amx_bf16" in text or " bf16" in text
+
+
+def load_model(
+    path: Path, *, dtype: str | torch.dtype = "auto", device: str | None = None, quantisation: Any = None
+) -> PreTrainedModel:
+    """Load a causal language model for evaluation.
+
+    Args:
+        path: a Hugging Face model folder.
+        dtype: a torch dtype, or `auto`, `bfloat16`, `float32`.
+        device: where to put it; the best there is when None.
+        quantisation: a transformers quantisation config, for training on 4-bit weights.
+
+    Raises:
+        MissingError: no model there.
+        ArtifactError: files that are damaged or not a causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if not (path / "config.json").is_file():
+        raise MissingError(f"{path} has no config.json.", "Give a Hugging Face model folder.")
+    device = device or pick_device()
+    dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(dtype, device)
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, quantization_config=quantisation, local_files_only=True
+            )
+    except torch.OutOfMemoryError:
+        raise InputError(f"{path} does not fit in memory.", "Use a smaller model or more memory.") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(
+            f"{path} could not be loaded as a model ({_first_line(error)}).",
+            "Is it a whole, unchanged model folder?",
+        ) from error
+    if quantisation is None:
+        model.to(device)
+    return model.eval()
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer with a chat template, and a pad token that is not the end of a turn.
+
+    Padding with the end-of-turn token and masking the padding would teach a model never to stop, so another
+    special token is taken for padding when the two are the same.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{path} has no usable tokenizer ({_first_line(error)}).", "") from error
+    if tokenizer.chat_template is None:
+        raise ArtifactError(f"The tokenizer in {path} has no chat template.", "Use an instruct model.")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.pad_token = _safe_pad_token(tokenizer)
+    return tokenizer
+
+
+def _safe_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A special token of the vocabulary that no template writes, preferring those made for padding."""
+    preferred = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>")
+    avoid = {tokenizer.eos_token, tokenizer.bos_token}
+    vocabulary = tokenizer.get_vocab()
+    for token in (*preferred, *tokenizer.all_special_tokens):
+        if token in vocabulary and token not in avoid and token not in tokenizer.chat_template:
+            return str(token)
+    raise ArtifactError(
+        "The tokenizer has no special token that could serve for padding.",
+        "Set pad_token in tokenizer_config.json.",
+    )
+
+
+def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All token ids that end an answer (Llama 3.1 has three)."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None})
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

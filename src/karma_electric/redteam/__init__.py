@@ -1,0 +1,1 @@
+"""Scenarios, scorers, statistics, and the runner of an arm."""

@@ -1,0 +1,373 @@
+"""The stages of a run: what each is made from, and the few lines that connect the modules that make it.
+
+release -> adapter -> merged -> axis -> capped -> gguf -> redteam/ARM -> report -> card
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from karma_electric.core.artifact import hash_tree, read_json, write_atomic, write_json
+from karma_electric.core.errors import GateError
+from karma_electric.core.extras import require
+from karma_electric.core.progress import Progress
+from karma_electric.core.recipe import Recipe
+from karma_electric.core.resources import find
+from karma_electric.models.refs import ModelRef, resolve
+from karma_electric.pipeline import Stage
+
+_FIDELITY_CONVERSATIONS = 24
+_PARITY_PROMPTS = 8
+_RESPONSE_BATCH = 48
+
+
+def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
+    """All stages of a recipe, with the ids they will have. Nothing is executed.
+
+    Raises:
+        MissingError: the base model, the corpus or a suite does not exist.
+    """
+    base = resolve(recipe.model.base, recipe.model.revision)
+    files = {
+        "corpus": find("corpus", recipe.release.corpus),
+        "contrast": find("suites", recipe.axis.contrast),
+        "calibration": find("suites", recipe.axis.calibration),
+        "heldout": find("suites", recipe.axis.heldout),
+        "suite": find("suites", recipe.redteam.suite),
+    }
+    hashes = {role: _hash_data(path) for role, path in files.items()}
+    weights = sum(f.stat().st_size for f in base.path.glob("*.safetensors"))
+    persona = recipe.persona.system_prompt
+    arithmetic = {"dtype": recipe.model.dtype}
+    stages: list[Stage] = []
+
+    def add(
+        name: str,
+        section: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        execute: Callable[[Path, Progress], None],
+        *,
+        resumable: bool = False,
+        space: int = 10_000_000,
+    ) -> str:
+        kind = name.partition("/")[0]
+        stages.append(Stage(name, kind, section, inputs, execute, resumable=resumable, space_bytes=space))
+        return stages[-1].id
+
+    release = add(
+        "release",
+        {**_config(recipe.release, without=("corpus",)), "system_prompt": persona},
+        {"corpus": hashes["corpus"]},
+        partial(_release, recipe, files["corpus"]),
+    )
+    adapter = add(
+        "adapter",
+        {**_config(recipe.train), **arithmetic},
+        {"base": base.fingerprint, "release": release},
+        partial(_adapter, recipe, base, run),
+        resumable=True,
+        space=3 * weights,  # the adapter and two checkpoints with optimiser state
+    )
+    merged = add(
+        "merged",
+        _config(recipe.merge),
+        {"base": base.fingerprint, "adapter": adapter},
+        partial(_merged, recipe, base, run),
+        space=2 * weights,
+    )
+    axis = add(
+        "axis",
+        {
+            **_config(recipe.axis, without=("contrast", "calibration", "heldout")),
+            "toward": persona,
+            "away": recipe.persona.away,
+            **arithmetic,
+        },
+        {"merged": merged, **{role: hashes[role] for role in ("contrast", "calibration", "heldout")}},
+        partial(_axis, recipe, files, run),
+        resumable=True,
+        space=200_000_000,
+    )
+    capped = add(
+        "capped",
+        {**_config(recipe.bake), **arithmetic},
+        {"merged": merged, "axis": axis},
+        partial(_capped, recipe, run),
+        resumable=True,
+        space=int(1.2 * weights),
+    )
+    gguf = add(
+        "gguf",
+        {
+            **_config(recipe.gguf),
+            "name": recipe.card.model_name,
+            "system_prompt": persona,
+            "license": recipe.card.license,
+        },
+        {"merged": merged, "capped": capped},
+        partial(_gguf, recipe, run),
+        resumable=True,
+        space=int(2.2 * weights),
+    )
+    models = {"base": base.fingerprint, "tuned": merged, "capped": capped}
+    folders = {"base": base.path, "tuned": run / "merged", "capped": run / "capped"}
+    arms = {
+        f"redteam/{arm}": add(
+            f"redteam/{arm}",
+            {**_config(recipe.redteam, without=("suite", "arms")), "persona": persona, **arithmetic},
+            {"model": models[arm], "suite": hashes["suite"]},
+            partial(_arm, recipe, arm, folders[arm], files["suite"]),
+            resumable=True,
+        )
+        for arm in recipe.redteam.arms
+    }
+    made = {
+        "release": release,
+        "adapter": adapter,
+        "merged": merged,
+        "axis": axis,
+        "capped": capped,
+        "gguf": gguf,
+        **arms,
+    }
+    published = {**_config(recipe.card), "persona": recipe.persona.name, "base": recipe.model.base}
+    add("report", published, made, partial(_report, recipe, run))
+    add("card", published, made, partial(_card, recipe, run))
+    return stages
+
+
+def _config(section: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys of a section that decide the result; paths are left out, since contents are hashed as inputs."""
+    values: dict[str, Any] = section.model_dump(mode="json")
+    return {key: value for key, value in values.items() if key not in without}
+
+
+def _hash_data(path: Path) -> str:
+    """Hash of a data file, or of the JSONL files of a folder (its README and licence change nothing)."""
+    if path.is_file():
+        return hash_tree(path)
+    from karma_electric.core.artifact import canonical_json, hash_file, hash_text
+
+    return hash_text(canonical_json({f.name: hash_file(f) for f in sorted(path.glob("*.jsonl"))}))
+
+
+def _release(recipe: Recipe, corpus: Path, out: Path, progress: Progress) -> None:
+    from karma_electric.data.release import write_release
+
+    summary = write_release(recipe.release, corpus, recipe.persona.system_prompt, out)
+    progress.say(f"  {summary['train']} examples to train on, {summary['validation']} held out")
+
+
+def _adapter(recipe: Recipe, base: ModelRef, run: Path, out: Path, progress: Progress) -> None:
+    from karma_electric.train.qlora import train_adapter
+
+    summary = train_adapter(base.path, run / "release", recipe.train, out, dtype=recipe.model.dtype, progress=progress)
+    for verb in ("cut", "dropped"):
+        if summary[verb]:
+            progress.say(f"  longer than {recipe.train.max_length} tokens, {verb}: {', '.join(summary[verb])}")
+    progress.say(
+        f"  loss {summary['loss_last_tenth']:.3f} (mean of the last tenth of {summary['steps']} steps), "
+        f"validation {summary['validation_loss_before']:.3f} -> {summary['validation_loss']:.3f}"
+    )
+
+
+def _merged(recipe: Recipe, base: ModelRef, run: Path, out: Path, progress: Progress) -> None:
+    from karma_electric.train.merge import merge_adapter
+
+    summary = merge_adapter(base.path, run / "adapter", run / "release", recipe.merge, out)
+    progress.say(f"  merged weights differ from adapter on base by {summary['mean_kl_nats']:.2g} nats per token (KL)")
+
+
+def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progress: Progress) -> None:
+    from karma_electric.models.blocks import layer_range
+    from karma_electric.models.engines.hf import HfEngine
+    from karma_electric.models.engines.protocol import Sampling
+    from karma_electric.models.loading import load_model, load_tokenizer
+    from karma_electric.steer.axis import save_axis
+    from karma_electric.steer.calibrate import calibrate
+    from karma_electric.steer.cap import AXIS_FILE, CAP_FILE, describe, save_spec
+    from karma_electric.steer.contrast import ContrastSet, load_prompts, require_disjoint
+    from karma_electric.steer.extract import extract, forget_chunks
+    from karma_electric.steer.figures import plot_norms, plot_projections
+    from karma_electric.steer.responses import FILE, generate_responses
+
+    require("model")
+    section = recipe.axis
+    prompts = {role: load_prompts(files[role]) for role in ("contrast", "calibration", "heldout")}
+    require_disjoint(**prompts)
+    model, tokenizer = load_model(run / "merged", dtype=recipe.model.dtype), load_tokenizer(run / "merged")
+    contrast = ContrastSet(prompts["contrast"], recipe.persona.system_prompt, tuple(recipe.persona.away))
+    fingerprint = resolve(str(run / "merged")).fingerprint
+    axis, sides = extract(
+        model,
+        tokenizer,
+        contrast,
+        out,
+        fingerprint=fingerprint,
+        batch_tokens=section.batch_tokens,
+        progress=progress,
+    )
+    layers = layer_range(axis.n_layers, layers=section.layers, depth=section.depth)
+    responses = generate_responses(
+        HfEngine(model, tokenizer),
+        {role: prompts[role] for role in ("calibration", "heldout")},
+        recipe.persona.system_prompt,
+        out / FILE,
+        sampling=Sampling(temperature=0.7, max_new_tokens=section.response_tokens, seed=section.seed),
+        batch_size=_RESPONSE_BATCH,
+        progress=progress,
+    )
+    toward = sides[section.site][0]
+    spec, projections = calibrate(model, tokenizer, axis, toward, responses, section, layers, progress=progress)
+    save_axis(axis, out / AXIS_FILE)
+    save_spec(spec, out / CAP_FILE)
+    plot_norms(axis, layers, out / "norms.png")
+    plot_projections(projections, spec, out / "projections.png")
+    forget_chunks(out)
+    progress.say(f"  {describe(spec)}")
+
+
+def _capped(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
+    from karma_electric.models.loading import load_model, load_tokenizer
+    from karma_electric.steer.cap import load_cap
+    from karma_electric.steer.fidelity import measure_fidelity
+    from karma_electric.steer.neuron import FILE, fit_neurons, load_neurons, save_neurons, write_baked
+    from karma_electric.steer.responses import FILE as RESPONSES
+    from karma_electric.steer.responses import read_responses
+
+    cap, _ = load_cap(run / "axis")
+    tokenizer = load_tokenizer(run / "merged")
+    responses = read_responses(run / "axis" / RESPONSES)
+    by_split = {
+        name: [r.conversation for r in responses if r.split == name and r.text.strip()]
+        for name in ("calibration", "heldout")
+    }
+    if not (out / FILE).exists():
+        progress.say("  fitting a neuron per capped block")
+        model = load_model(run / "merged", dtype=recipe.model.dtype)
+        neurons = fit_neurons(
+            model,
+            tokenizer,
+            cap,
+            by_split["calibration"],
+            ridge=recipe.bake.ridge,
+            sharpness=recipe.bake.sharpness,
+            batch_tokens=recipe.axis.batch_tokens,
+        )
+        (out / FILE).parent.mkdir(exist_ok=True)
+        save_neurons(neurons, out / FILE)
+        del model
+    neurons = load_neurons(out / FILE)
+    changed = write_baked(run / "merged", neurons, out)
+    uncapped, baked = (load_model(folder, dtype="float32") for folder in (run / "merged", out))
+    heldout = by_split["heldout"][:_FIDELITY_CONVERSATIONS]
+    fidelity = measure_fidelity(uncapped, baked, tokenizer, cap, heldout, progress=progress)
+    fit = {str(layer): {"r2_excess": n.r2_excess, "r2_rho": n.r2_rho} for layer, n in neurons.items()}
+    write_json(out / "fidelity.json", {**fidelity, "neurons": fit, "alpha": cap.spec.alpha, **changed})
+    ratio = fidelity["all"]["kl_ratio"]
+    progress.say(f"  KL(hooked||baked) / KL(hooked||uncapped) = {ratio:.4f} on held-out text")
+    if ratio > recipe.bake.max_kl_ratio:
+        raise GateError(
+            f"The baked cap is not faithful: KL ratio {ratio:.4f}, at most {recipe.bake.max_kl_ratio} is allowed.",
+            "Give more calibration prompts, lower axis.alpha, or raise bake.max_kl_ratio knowingly.",
+        )
+
+
+def _gguf(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
+    from karma_electric.export.gguf import export_gguf
+    from karma_electric.export.modelfile import detect_family, render_modelfile
+    from karma_electric.export.parity import check_parity
+    from karma_electric.models.loading import load_tokenizer
+    from karma_electric.pipeline import read_id
+    from karma_electric.steer.contrast import load_prompts
+
+    require("gguf")
+    section, name = recipe.gguf, recipe.card.model_name
+    family = detect_family(str(load_tokenizer(run / "merged").chat_template))
+    prompts = [prompt.text for prompt in load_prompts(find("suites", recipe.axis.heldout))[:_PARITY_PROMPTS]]
+    parity: dict[str, Any] = {}
+    for variant, suffix in (("merged", ""), ("capped", "-capped")):
+        file = out / f"{name}{suffix}-{section.type}.gguf"
+        if not file.exists():
+            export_gguf(
+                run / variant,
+                file,
+                file_type=section.type,
+                name=f"{name}{suffix}",
+                lineage={"run": recipe.name, variant: read_id(run / variant), "axis": read_id(run / "axis")},
+                license_id=recipe.card.license,
+                progress=progress,
+            )
+        modelfile = render_modelfile(
+            file.name,
+            family=family,
+            system=recipe.persona.system_prompt,
+            temperature=section.temperature,
+            context=section.context,
+            license_text=licence_text(recipe),
+        )
+        write_atomic(out / f"Modelfile{suffix.replace('-', '.')}", modelfile)
+        checked = check_parity(run / variant, file, prompts=prompts, system=recipe.persona.system_prompt)
+        parity[variant] = checked.as_dict()
+        if not checked.token_ids_equal:
+            raise GateError(
+                f"{file.name} tokenises differently from {run / variant}.",
+                "This is a bug in the export: report it.",
+            )
+        progress.say(f"  {file.name}: {checked.greedy_agreement:.0%} of greedy tokens as in transformers")
+    write_json(out / "parity.json", parity)
+
+
+def _arm(recipe: Recipe, arm: str, folder: Path, suite: Path, out: Path, progress: Progress) -> None:
+    from karma_electric.models.engines.hf import HfEngine
+    from karma_electric.models.engines.protocol import Sampling
+    from karma_electric.models.loading import load_model, load_tokenizer
+    from karma_electric.redteam.runner import run_arm
+    from karma_electric.redteam.scenario import load_suite
+
+    section = recipe.redteam
+    scenarios = load_suite(suite)
+    engine = HfEngine(load_model(folder, dtype=recipe.model.dtype), load_tokenizer(folder))
+    run_arm(
+        engine,
+        scenarios,
+        out,
+        arm=arm,
+        system_prompt=recipe.persona.system_prompt if section.system_prompt == "persona" else "",
+        sampling=Sampling(
+            temperature=section.temperature,
+            top_p=section.top_p,
+            max_new_tokens=section.max_new_tokens,
+            seed=section.seed,
+        ),
+        batch_size=section.batch_size,
+        progress=progress,
+    )
+
+
+def _report(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
+    from karma_electric.report import write_report
+
+    write_report(run, recipe, out)
+
+
+def _card(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
+    from karma_electric.card import render_card
+
+    write_atomic(out / "README.md", render_card(run, recipe))
+
+
+def licence_text(recipe: Recipe) -> str:
+    """What the Modelfile says about the licence of the weights."""
+    if recipe.card.license.startswith("llama"):
+        return "Built with Llama. Weights under the Meta Llama Community License; see the base model."
+    return f"Weights derived from {recipe.card.base_model or recipe.model.base}, licence {recipe.card.license}."
+
+
+def summaries(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """summary.json of every arm that is there."""
+    files = {arm: run / "redteam" / arm / "summary.json" for arm in recipe.redteam.arms}
+    return {arm: read_json(file) for arm, file in files.items() if file.exists()}

@@ -1,0 +1,1 @@
+"""The axis, the cap, the cap neuron."""

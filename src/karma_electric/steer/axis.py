@@ -1,0 +1,153 @@
+"""The axis: per site and block, the unit direction that points away from the persona. Reads and writes its file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from karma_electric.core.artifact import write_atomic
+from karma_electric.core.errors import ArtifactError, MissingError
+from karma_electric.models.blocks import SITES, Site
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = "karma-electric-axis"
+ORIENTATION = "away-from-persona"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Directions with what they were made from.
+
+    Attributes:
+        directions: site -> unit vectors, float32 [n_layers, hidden]; they point away from the persona.
+        norms: site -> length of each direction before it was scaled, float32 [n_layers].
+        model: fingerprint of the model it was extracted from.
+        template_sha256: hash of that model's chat template.
+        position: where the residual stream was read.
+        toward: the persona's system prompt.
+        away: the generic system prompts.
+        n: number of user prompts.
+        stats: separation and other diagnostics, JSON.
+    """
+
+    directions: dict[Site, torch.Tensor]
+    norms: dict[Site, torch.Tensor]
+    model: str
+    template_sha256: str
+    position: str
+    toward: str
+    away: tuple[str, ...]
+    n: int
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return int(next(iter(self.directions.values())).shape[0])
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        return int(next(iter(self.directions.values())).shape[1])
+
+
+def direction(toward: torch.Tensor, away: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`d = mean over prompts of (mean over away prompts h - h(toward))`, and `v = d / |d|` (design, section 4).
+
+    Args:
+        toward: [n_prompts, n_layers, hidden].
+        away: the same, already averaged over the away prompts.
+
+    Returns:
+        Unit directions [n_layers, hidden] and norms [n_layers], float32, computed in float64.
+    """
+    difference = (away.double() - toward.double()).mean(0)
+    norms = difference.norm(dim=-1)
+    return (difference / norms.clamp_min(1e-30).unsqueeze(-1)).float(), norms.float()
+
+
+def save_axis(axis: Axis, path: Path) -> None:
+    """Write an axis as safetensors, the rest of its fields as metadata."""
+    from safetensors.torch import save
+
+    metadata = {
+        "format": FORMAT,
+        "orientation": ORIENTATION,
+        "model": axis.model,
+        "template_sha256": axis.template_sha256,
+        "position": axis.position,
+        "toward": axis.toward,
+        "away": json.dumps(axis.away),
+        "n": str(axis.n),
+        "stats": json.dumps(axis.stats, allow_nan=False),
+    }
+    tensors = {f"direction.{site}": tensor.contiguous() for site, tensor in axis.directions.items()}
+    tensors |= {f"norm.{site}": tensor.contiguous() for site, tensor in axis.norms.items()}
+    write_atomic(path, save(tensors, metadata))
+
+
+def load_axis(path: Path) -> Axis:
+    """Read an axis written by `save_axis`.
+
+    Raises:
+        MissingError: no such file.
+        ArtifactError: not an axis of ours, or its numbers cannot be directions.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise MissingError(f"{path} does not exist.", "Extract an axis first: karma run RECIPE --to axis")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is not a safetensors file ({error}).", "Give an axis.safetensors.") from None
+    if metadata.get("format") != FORMAT or metadata.get("orientation") != ORIENTATION:
+        raise ArtifactError(
+            f"{path} is not an axis (format {metadata.get('format')!r}, orientation {metadata.get('orientation')!r}).",
+            f"Expected {FORMAT!r} pointing {ORIENTATION!r}.",
+        )
+    directions = {site: tensors[f"direction.{site}"] for site in SITES if f"direction.{site}" in tensors}
+    _check(path, directions)
+    return Axis(
+        directions=directions,
+        norms={site: tensors[f"norm.{site}"] for site in directions},
+        model=metadata["model"],
+        template_sha256=metadata["template_sha256"],
+        position=metadata["position"],
+        toward=metadata["toward"],
+        away=tuple(json.loads(metadata["away"])),
+        n=int(metadata["n"]),
+        stats=json.loads(metadata["stats"]),
+    )
+
+
+def _check(path: Path, directions: dict[Site, torch.Tensor]) -> None:
+    import torch
+
+    if not directions:
+        raise ArtifactError(f"{path} holds no directions.", "Extract the axis again.")
+    for site, vectors in directions.items():
+        lengths = vectors.norm(dim=-1)
+        if (
+            vectors.dim() != 2
+            or not torch.isfinite(vectors).all()
+            or not torch.allclose(lengths, torch.ones_like(lengths), atol=1e-3)
+        ):
+            raise ArtifactError(f"{path}: direction.{site} is not a set of unit vectors.", "Extract the axis again.")
+
+
+def require_fits(axis: Axis, *, n_layers: int, hidden: int, names: Sequence[str] = ("axis", "model")) -> None:
+    """Raise `ArtifactError` unless an axis has the model's number of blocks and hidden size."""
+    if (axis.n_layers, axis.hidden) != (n_layers, hidden):
+        raise ArtifactError(
+            f"The {names[0]} is for {axis.n_layers} blocks of hidden size {axis.hidden}, "
+            f"the {names[1]} has {n_layers} blocks of hidden size {hidden}.",
+            "Use the axis that was extracted from this model (an axis does not transfer).",
+        )

@@ -1,0 +1,309 @@
+"""The activation cap: a ceiling on the residual stream along the axis, as forward hooks.
+
+    h <- h - alpha * max(0, <h, v> - t) * v        (design, section 4; after the Assistant Axis, arXiv 2601.10387)
+
+alpha 0 is off, 0.5 soft, 1 hard. The dot product and the threshold are float32 whatever the model's type.
+Compiling the same cap into the weights is neuron.py's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from karma_electric.core.artifact import read_json, write_json
+from karma_electric.core.errors import ArtifactError, InputError, KarmaError
+from karma_electric.models.blocks import SITES, Block, Site, decoder_blocks, hidden_size
+from karma_electric.steer.axis import Axis, load_axis, require_fits
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+CAP_FILE = "cap.json"
+AXIS_FILE = "axis.safetensors"
+
+
+@dataclass(frozen=True)
+class CapSpec:
+    """Where a cap acts, how strongly, and what was measured of it.
+
+    Attributes:
+        axis: file name of the axis, beside cap.json.
+        site: where the cap reads and writes.
+        layers: blocks that are capped, in order.
+        thresholds: block -> t, the ceiling of the projection.
+        alpha: strength the measurements were made with, and the default when it is used.
+        calibrated_on: model fingerprint, template, dtype and the amount of text.
+        method: how the thresholds were set.
+        cap_rate: measured on held-out responses: per block and `mean`, the share of tokens above the threshold.
+        dose: the same for mean |dh| / |h|.
+    """
+
+    axis: str
+    site: Site
+    layers: tuple[int, ...]
+    thresholds: dict[int, float]
+    alpha: float
+    calibrated_on: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    cap_rate: dict[str, float] = field(default_factory=dict)
+    dose: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cap:
+    """A CapSpec with its directions: all that is needed to act on a model."""
+
+    spec: CapSpec
+    directions: dict[int, torch.Tensor]  # block -> unit vector [hidden], float32
+
+    @classmethod
+    def of(cls, spec: CapSpec, axis: Axis) -> Cap:
+        """Pick the directions a spec needs from an axis."""
+        if spec.site not in axis.directions:
+            raise ArtifactError(f"The axis has no directions for the site {spec.site!r}.", "Extract the axis again.")
+        if any(not 0 <= layer < axis.n_layers for layer in spec.layers):
+            raise ArtifactError(f"The cap names blocks {list(spec.layers)}, the axis has 0-{axis.n_layers - 1}.", "")
+        vectors = axis.directions[spec.site]
+        return cls(spec, {layer: vectors[layer] for layer in spec.layers})
+
+
+def save_spec(spec: CapSpec, path: Path) -> None:
+    """Write cap.json."""
+    value = asdict(spec)
+    value["thresholds"] = {str(layer): t for layer, t in spec.thresholds.items()}
+    write_json(path, value)
+
+
+def load_spec(path: Path) -> CapSpec:
+    """Read cap.json.
+
+    Raises:
+        MissingError: no such file. ArtifactError: not a cap, or impossible values.
+    """
+    raw = read_json(path)
+    try:
+        spec = CapSpec(**raw)
+        spec = replace(
+            spec,
+            layers=tuple(spec.layers),
+            thresholds={int(layer): float(t) for layer, t in spec.thresholds.items()},
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path} is not a cap ({error}).", "Calibrate again: karma run RECIPE --from axis"
+        ) from None
+    if spec.site not in SITES or set(spec.layers) != set(spec.thresholds) or not spec.layers:
+        raise ArtifactError(f"{path}: layers, thresholds and site do not go together.", "Calibrate again.")
+    return spec
+
+
+def load_cap(path: Path) -> tuple[Cap, Axis]:
+    """Read cap.json (or the folder that holds it) and the axis beside it."""
+    file = path / CAP_FILE if path.is_dir() else path
+    spec = load_spec(file)
+    axis = load_axis(file.parent / spec.axis)
+    return Cap.of(spec, axis), axis
+
+
+class CapMeter:
+    """What the hooks saw: per capped block, which positions were above the threshold, call by call."""
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self.active: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}  # each [batch, seq], bool
+
+    def response_rates(self, lengths: Sequence[int]) -> list[float]:
+        """Cap rate of each row over its own response tokens.
+
+        The first call of a block is the prompt; the ones after it are the response tokens that were fed back, so
+        the last token of a response, which is never fed back, is not counted.
+        """
+        import torch
+
+        per_block = [torch.cat(calls[1:], dim=1) for calls in self.active.values() if len(calls) > 1]
+        if not per_block:
+            return [0.0 for _ in lengths]
+        active = torch.stack(per_block).float().mean(0)  # [batch, response]
+        return [float(active[row, :length].mean()) if length else 0.0 for row, length in enumerate(lengths)]
+
+
+def excess(h: torch.Tensor, v: torch.Tensor, t: float) -> torch.Tensor:
+    """`max(0, <h, v> - t)` in float32. h: [..., hidden], v: [hidden]; returns [...]."""
+    return (h.float() @ v - t).clamp_min(0.0)
+
+
+def corrected(h: torch.Tensor, over: torch.Tensor, v: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
+    """`h - alpha * over * v`, computed in float32 and rounded back. alpha: a number, or [batch]."""
+    import torch
+
+    strength = alpha.view(-1, *[1] * (over.dim() - 1)) if isinstance(alpha, torch.Tensor) else alpha
+    return (h.float() - (strength * over).unsqueeze(-1) * v).to(h.dtype)
+
+
+@contextlib.contextmanager
+def capped(
+    model: PreTrainedModel,
+    cap: Cap,
+    *,
+    alpha: float | Sequence[float] | None = None,
+    blocks_path: str | None = None,
+) -> Iterator[CapMeter]:
+    """Cap a model's activations while the context is open.
+
+    Args:
+        model: a model of the axis's shape.
+        cap: thresholds and directions.
+        alpha: strength, or one per row of the batch; None takes the spec's. 0 attaches nothing at all.
+        blocks_path: dotted path to the decoder blocks of a model of unknown layout.
+
+    Raises:
+        ArtifactError: the axis has another shape than the model.
+        InputError: alpha outside [0, 1].
+        KarmaError: the hooks do not act on this model (checked before the context opens).
+    """
+    import torch
+
+    strengths = [cap.spec.alpha if alpha is None else alpha] if not isinstance(alpha, Sequence) else list(alpha)
+    if not all(0.0 <= float(a) <= 1.0 for a in strengths):
+        raise InputError(f"alpha is {alpha}, expected a number from 0 (off) to 1 (hard).", "0.5 is the soft cap.")
+    blocks = decoder_blocks(model, blocks_path)
+    _require_shape(cap, len(blocks), hidden_size(model))
+    meter = CapMeter(cap.spec.layers)
+    if not any(strengths):
+        yield meter
+        return
+    strength: float | torch.Tensor = (
+        torch.tensor(strengths, dtype=torch.float32, device=model.device)
+        if isinstance(alpha, Sequence)
+        else float(strengths[0])
+    )
+    _self_test(model, cap, blocks)
+    with _attached(cap, blocks, strength, meter.active, cap.spec.thresholds):
+        yield meter
+
+
+def _require_shape(cap: Cap, n_layers: int, hidden: int) -> None:
+    width = int(next(iter(cap.directions.values())).shape[0])
+    if width != hidden or max(cap.spec.layers) >= n_layers:
+        raise ArtifactError(
+            f"The cap is for hidden size {width} and blocks {cap.spec.layers[0]}-{cap.spec.layers[-1]}, "
+            f"the model has hidden size {hidden} and blocks 0-{n_layers - 1}.",
+            "Use the cap that was made for this model (an axis does not transfer).",
+        )
+
+
+@contextlib.contextmanager
+def _attached(
+    cap: Cap,
+    blocks: Sequence[Block],
+    alpha: float | torch.Tensor,
+    record: dict[int, list[torch.Tensor]] | None,
+    thresholds: dict[int, float],
+) -> Iterator[None]:
+    make = _mlp_hooks if cap.spec.site == "mlp" else _block_hooks
+    handles: list[Any] = []
+    try:
+        for layer in cap.spec.layers:
+            device = next(blocks[layer].module.parameters()).device
+            seen = None if record is None else record[layer]
+            handles += make(blocks[layer], cap.directions[layer].to(device), thresholds[layer], alpha, seen)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mlp_hooks(
+    block: Block, v: torch.Tensor, t: float, alpha: float | torch.Tensor, seen: list[torch.Tensor] | None
+) -> list[Any]:
+    """Read the residual stream in front of the MLP's norm, add the correction to the MLP's output."""
+    over: list[torch.Tensor] = []
+
+    def read(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        over[:] = [excess(inputs[0], v, t)]
+        if seen is not None:
+            seen.append(over[0] > 0)
+
+    def write(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        return corrected(output, over.pop(), v, alpha)
+
+    return [block.mlp_norm.register_forward_pre_hook(read), block.mlp.register_forward_hook(write)]
+
+
+def _block_hooks(
+    block: Block, v: torch.Tensor, t: float, alpha: float | torch.Tensor, seen: list[torch.Tensor] | None
+) -> list[Any]:
+    """Cap the block's own output, a tensor in transformers 5 and the first of a tuple before."""
+
+    def write(_: Any, __: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        over = excess(hidden, v, t)
+        if seen is not None:
+            seen.append(over > 0)
+        new = corrected(hidden, over, v, alpha)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return [block.module.register_forward_hook(write)]
+
+
+def _self_test(model: PreTrainedModel, cap: Cap, blocks: Sequence[Block]) -> None:
+    """Fail closed: with thresholds far below everything, a forward pass must change at every capped block."""
+    import torch
+
+    tested = cast("set[int]", model.__dict__.setdefault("_karma_cap_tested", set()))
+    key = hash((cap.spec.site, cap.spec.layers))
+    if key in tested:
+        return
+    outputs: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            outputs[layer] = (output[0] if isinstance(output, tuple) else output).float().clone()
+
+        return hook
+
+    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    ids[0, 1] = 1
+    results = []
+    for thresholds in (None, dict.fromkeys(cap.spec.layers, -1e4)):
+        context = contextlib.nullcontext() if thresholds is None else _attached(cap, blocks, 1.0, None, thresholds)
+        with torch.no_grad(), context:
+            handles = [blocks[layer].module.register_forward_hook(keep(layer)) for layer in cap.spec.layers]
+            try:
+                model(input_ids=ids, use_cache=False)
+            finally:
+                for handle in handles:
+                    handle.remove()
+        results.append(dict(outputs))
+    silent = [layer for layer in cap.spec.layers if torch.equal(results[0][layer], results[1][layer])]
+    if silent:
+        raise KarmaError(
+            f"The cap does not act on blocks {silent} of {type(model).__name__}; nothing was capped.",
+            "This is a layout the hooks do not reach: please report it with the model's name.",
+        )
+    tested.add(key)
+
+
+def check_model(axis: Axis, *, fingerprint: str, template_sha256: str, n_layers: int, hidden: int) -> list[str]:
+    """Refuse an axis of another shape; return warnings about one made for another model or template."""
+    require_fits(axis, n_layers=n_layers, hidden=hidden)
+    warnings = []
+    if axis.model != fingerprint:
+        warnings.append("The axis was extracted from another model: thresholds and direction may not fit this one.")
+    if axis.template_sha256 != template_sha256:
+        warnings.append("The axis was extracted under another chat template.")
+    return warnings
+
+
+def describe(spec: CapSpec) -> str:
+    """One line on a cap, for people."""
+    rate = f", {spec.cap_rate['mean']:.0%} of held-out tokens capped" if spec.cap_rate else ""
+    layers = f"{spec.layers[0]}-{spec.layers[-1]}"
+    return (
+        f"cap at blocks {layers}, site {spec.site}, alpha {spec.alpha:g}, {json.dumps(spec.method.get('name'))}{rate}"
+    )

@@ -1,0 +1,84 @@
+"""How faithful a baked checkpoint is to the cap it was made from: KL(hooked || baked) / KL(hooked || uncapped)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from karma_electric.core.messages import Conversation
+from karma_electric.core.progress import Progress
+from karma_electric.models.chat_template import conversation_ids, prompt_ids
+from karma_electric.steer.cap import Cap, capped
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def measure_fidelity(
+    uncapped: PreTrainedModel,
+    baked: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cap: Cap,
+    conversations: Sequence[Conversation],
+    *,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Compare three models on text that calibration never saw, each conversation ending with an answer.
+
+    Both models should be in float32, so that what is measured is the neuron and the rounding of the stored weights,
+    not the arithmetic.
+
+    Returns:
+        Per kind of token (`prompt`, all but the first; `response`) and for `all`: mean KL in nats from the hooked
+        model to the baked and the uncapped one, their ratio, and how often the top token agrees.
+    """
+    import torch
+
+    sums = {kind: torch.zeros(5, dtype=torch.float64) for kind in ("prompt", "response")}
+    for number, conversation in enumerate(conversations):
+        ids = torch.tensor([conversation_ids(tokenizer, conversation)], device=uncapped.device)
+        start = len(prompt_ids(tokenizer, conversation[:-1])) - 1  # this position predicts the first response token
+        with capped(uncapped, cap):
+            hooked = _log_probabilities(uncapped, ids)
+        per_token = torch.stack(
+            [
+                torch.ones(hooked.shape[0], device=hooked.device),
+                _kl(hooked, other := _log_probabilities(baked, ids)),
+                (hooked.argmax(-1) == other.argmax(-1)).float(),
+                _kl(hooked, other := _log_probabilities(uncapped, ids)),
+                (hooked.argmax(-1) == other.argmax(-1)).float(),
+            ],
+            dim=1,
+        ).double()
+        sums["prompt"] += per_token[1:start].sum(0).cpu()
+        sums["response"] += per_token[start:-1].sum(0).cpu()
+        progress.update(number + 1, len(conversations), "held-out conversations compared")
+    sums["all"] = sums["prompt"] + sums["response"]
+    return {"conversations": len(conversations), **{kind: _report(values) for kind, values in sums.items()}}
+
+
+def _report(values: torch.Tensor) -> dict[str, float]:
+    tokens, kl_baked, same_baked, kl_uncapped, same_uncapped = values.tolist()
+    return {
+        "tokens": int(tokens),
+        "kl_hooked_baked_nats": kl_baked / tokens,
+        "kl_hooked_uncapped_nats": kl_uncapped / tokens,
+        "kl_ratio": kl_baked / kl_uncapped if kl_uncapped > 0 else float(kl_baked > 0),
+        "same_top_token_baked": same_baked / tokens,
+        "same_top_token_uncapped": same_uncapped / tokens,
+    }
+
+
+def _log_probabilities(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the next token, float32 [seq, vocabulary]."""
+    import torch
+
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
+    return logits.float().log_softmax(-1)
+
+
+def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) per position, from log-probabilities [seq, vocabulary]."""
+    return (p.exp() * (p - q)).sum(-1).clamp_min(0.0)

@@ -1,0 +1,1 @@
+"""Tokenising, QLoRA, merging."""

@@ -1,0 +1,56 @@
+"""What every test can ask for: the tiny model on disk, its tokenizer, and the model itself. Nothing uses a network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+import tiny
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+settings.register_profile("karma", deadline=None, derandomize=True)
+settings.load_profile("karma")
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny checkpoint. Read only: it is shared."""
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_path: Path) -> PreTrainedTokenizerBase:
+    """The tiny tokenizer, as the package loads it."""
+    from karma_electric.models.loading import load_tokenizer
+
+    return load_tokenizer(tiny_path)
+
+
+@pytest.fixture(scope="session")
+def model(tiny_path: Path) -> PreTrainedModel:
+    """The tiny model in float32, shared: a test that changes it asks for `fresh_model`."""
+    import torch
+
+    from karma_electric.models.loading import load_model
+
+    torch.set_num_threads(1)  # a matrix of 64 x 64 is not worth a second core
+    return load_model(tiny_path, dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def fresh_model(tiny_path: Path) -> PreTrainedModel:
+    """The tiny model in float32, for this test alone."""
+    from karma_electric.models.loading import load_model
+
+    return load_model(tiny_path, dtype="float32", device="cpu")
