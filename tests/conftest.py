@@ -26,6 +26,9 @@ settings.load_profile("karma")
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tiny checkpoint. Read only: it is shared."""
+    import torch
+
+    torch.set_num_threads(1)  # a matrix of 64 x 64 is not worth a second core
     return tiny.write_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
@@ -40,11 +43,8 @@ def tokenizer(tiny_path: Path) -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session")
 def model(tiny_path: Path) -> PreTrainedModel:
     """The tiny model in float32, shared: a test that changes it asks for `fresh_model`."""
-    import torch
-
     from karma_electric.models.loading import load_model
 
-    torch.set_num_threads(1)  # a matrix of 64 x 64 is not worth a second core
     return load_model(tiny_path, dtype="float32", device="cpu")
 
 

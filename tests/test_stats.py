@@ -18,7 +18,7 @@ outcomes = st.sampled_from(OUTCOMES)
 
 def arm(*given: Outcome, category: str = "jailbreak") -> list[Verdict]:
     return [
-        Verdict(f"s{number:02}", category, outcome, scorer="test", evidence="", turn=1)
+        Verdict(f"s{number:02}", outcome, scorer="test", evidence="", turn=1, category=category)
         for number, outcome in enumerate(given)
     ]
 
@@ -29,7 +29,7 @@ def arm(*given: Outcome, category: str = "jailbreak") -> list[Verdict]:
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
     [
-        (49, 58, 0.7307, 0.9155),  # the original's steered arm
+        (49, 58, 0.7307, 0.9162),  # the original's steered arm
         (42, 58, 0.5980, 0.8225),  # and its uncapped one
         (0, 10, 0.0, 0.2775),
         (10, 10, 0.7225, 1.0),
@@ -84,7 +84,7 @@ def test_mcnemar_is_the_two_sided_binomial_test_of_the_discordant_pairs(only_a: 
 
 
 def test_a_summary_counts_outcomes_in_all_and_per_category() -> None:
-    verdicts = arm("pass", "partial", "fail") + [Verdict("x", "harmful-code", "unscored", "test", "", None)]
+    verdicts = [*arm("pass", "partial", "fail"), Verdict("x", "unscored", "test", "", None, "harmful-code")]
     summary = summarise(verdicts)
     assert summary.n == 4
     assert summary.counts == {"pass": 1, "partial": 1, "fail": 1, "unscored": 1}
@@ -139,7 +139,8 @@ def test_partial_is_not_a_pass() -> None:
 
 
 def test_a_small_difference_may_not_be_claimed() -> None:
-    result = compare(arm(*["pass"] * 5, *["fail"] * 5), arm(*["pass"] * 7, *["fail"] * 3), name_a="base", name_b="tuned")
+    base, tuned = arm(*["pass"] * 5, *["fail"] * 5), arm(*["pass"] * 7, *["fail"] * 3)
+    result = compare(base, tuned, name_a="base", name_b="tuned")
     assert result.p_value == pytest.approx(0.5)
     assert "tuned passed 7 and base 5 of the 10" in result.reading
     assert "may not be claimed" in result.reading
@@ -234,9 +235,7 @@ def test_kappa_is_at_most_one_and_one_only_in_full_agreement(pairs: list[tuple[O
 
 def test_drawing_whole_groups_widens_the_interval_where_groups_agree_within_themselves() -> None:
     labels: list[Outcome] = [outcome for outcome in ("pass", "fail") * 6 for _ in range(10)]
-    predicted: list[Outcome] = [
-        label if number // 10 % 3 else "partial" for number, label in enumerate(labels)
-    ]
+    predicted: list[Outcome] = [label if number // 10 % 3 else "partial" for number, label in enumerate(labels)]
     groups = [str(number // 10) for number in range(len(labels))]
     alone, grouped = agreement(labels, predicted), agreement(labels, predicted, groups=groups)
     assert alone.kappa_interval is not None

@@ -95,15 +95,19 @@ def write_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def write_checkpoint(folder: Path, *, seed: int = 0) -> Path:
-    """Write the tiny model and its tokenizer as a Hugging Face folder, and return the folder."""
+def write_checkpoint(folder: Path, *, seed: int = 0, intermediate: int = INTERMEDIATE, constant: float = 0.0) -> Path:
+    """Write the tiny model and its tokenizer as a Hugging Face folder, and return the folder.
+
+    `constant` is added to the first component of every embedding: the residual streams of trained models have such
+    components, nearly the same for every token, and random ones have not.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
-        intermediate_size=INTERMEDIATE,
+        intermediate_size=intermediate,
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -117,6 +121,8 @@ def write_checkpoint(folder: Path, *, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config).float()
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.initializer_range)  # padding's row too
+        model.get_input_embeddings().weight.data[:, 0] += constant
         for name, parameter in model.named_parameters():
             if "norm" in name:  # norms of trained models are not all ones
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)
@@ -163,6 +169,11 @@ def residuals(model: PreTrainedModel, ids: torch.Tensor, site: Site) -> list[tor
         for handle in handles:
             handle.remove()
     return seen
+
+
+def hook_count(model: PreTrainedModel) -> int:
+    """How many hooks are attached anywhere in a model."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 def cap_at(

@@ -223,6 +223,7 @@ def _make(run: Path, stage: Stage, progress: Progress) -> None:
     partial = _partial(run, stage)
     mark = partial.with_name(f"{partial.name}.json")  # the id of what is being made in `partial`
     if not (stage.resumable and partial.is_dir() and _marked_id(mark) == stage.id):
+        mark.unlink(missing_ok=True)  # first: a kill while wiping must not leave half a folder that seems resumable
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write_json(mark, {"id": stage.id})
@@ -262,7 +263,9 @@ def _put_in_place(run: Path, stage: Stage, partial: Path) -> None:
 
 
 def _recover(run: Path, stages: Sequence[Stage]) -> None:
-    """Finish what a kill between sealing and renaming left."""
+    """Finish what a kill between sealing and renaming left, and remove atomic writes that were cut off."""
+    for torn in (*run.glob(".*.tmp"), *(run / _PARTIAL).rglob(".*.tmp")):
+        torn.unlink()
     for stage in stages:
         partial = _partial(run, stage)
         if (partial / MANIFEST).is_file() and is_whole(partial) and read_manifest(partial).id == stage.id:

@@ -10,7 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from karma_electric.core.artifact import hash_tree, read_json, write_atomic, write_json
+from karma_electric.card import llama_terms, render_card
+from karma_electric.core.artifact import (
+    canonical_json,
+    hash_file,
+    hash_text,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from karma_electric.core.errors import GateError
 from karma_electric.core.extras import require
 from karma_electric.core.progress import Progress
@@ -30,6 +38,7 @@ def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
     Raises:
         MissingError: the base model, the corpus or a suite does not exist.
     """
+    llama_terms(recipe, {})  # a name that may not be published is refused before anything is trained
     base = resolve(recipe.model.base, recipe.model.revision)
     files = {
         "corpus": find("corpus", recipe.release.corpus),
@@ -112,18 +121,26 @@ def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
         resumable=True,
         space=int(2.2 * weights),
     )
-    models = {"base": base.fingerprint, "tuned": merged, "capped": capped}
+    models = {"base": {"base": base.fingerprint}, "tuned": {"merged": merged}, "capped": {"capped": capped}}
     folders = {"base": base.path, "tuned": run / "merged", "capped": run / "capped"}
     arms = {
         f"redteam/{arm}": add(
             f"redteam/{arm}",
             {**_config(recipe.redteam, without=("suite", "arms")), "persona": persona, **arithmetic},
-            {"model": models[arm], "suite": hashes["suite"]},
+            {**models[arm], "suite": hashes["suite"]},
             partial(_arm, recipe, arm, folders[arm], files["suite"]),
             resumable=True,
         )
         for arm in recipe.redteam.arms
     }
+    if recipe.redteam.labelled is not None:
+        labelled = find("suites", recipe.redteam.labelled)
+        arms["redteam/judge"] = add(
+            "redteam/judge",
+            {"scorer": "signals"},
+            {"suite": hashes["suite"], "labelled": _hash_data(labelled)},
+            partial(_judge, files["suite"], labelled),
+        )
     made = {
         "release": release,
         "adapter": adapter,
@@ -148,9 +165,7 @@ def _config(section: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
 def _hash_data(path: Path) -> str:
     """Hash of a data file, or of the JSONL files of a folder (its README and licence change nothing)."""
     if path.is_file():
-        return hash_tree(path)
-    from karma_electric.core.artifact import canonical_json, hash_file, hash_text
-
+        return hash_file(path)
     return hash_text(canonical_json({f.name: hash_file(f) for f in sorted(path.glob("*.jsonl"))}))
 
 
@@ -348,6 +363,20 @@ def _arm(recipe: Recipe, arm: str, folder: Path, suite: Path, out: Path, progres
     )
 
 
+def _judge(suite: Path, labelled: Path, out: Path, progress: Progress) -> None:
+    from dataclasses import asdict
+
+    from karma_electric.redteam.labelled import load_labelled, measure
+    from karma_electric.redteam.scenario import load_suite
+
+    scenarios = load_suite(suite)
+    measured = measure(scenarios, load_labelled(labelled, scenarios))
+    write_json(out / "agreement.json", {half: asdict(result) for half, result in measured.items()})
+    unseen = measured["B"]
+    if unseen.kappa is not None:
+        progress.say(f"  the judge agrees with {unseen.n} labels it was not tuned on at kappa {unseen.kappa:.2f}")
+
+
 def _report(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
     from karma_electric.report import write_report
 
@@ -355,8 +384,6 @@ def _report(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
 
 
 def _card(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
-    from karma_electric.card import render_card
-
     write_atomic(out / "README.md", render_card(run, recipe))
 
 

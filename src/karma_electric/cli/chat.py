@@ -53,6 +53,9 @@ def chat(
     temperature: Annotated[
         float, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest token.")
     ] = 0.7,
+    top_p: Annotated[
+        float, typer.Option("--top-p", min=0.01, max=1.0, help="Sample from the likeliest tokens that sum to this.")
+    ] = 0.9,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
 ) -> None:
     """Chat with a model, with its activations capped as strongly as you like.
@@ -61,7 +64,7 @@ def chat(
     """
     from karma_electric.models.engines.protocol import Sampling
 
-    sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
     if prompt is not None and not prompt.strip():
         from karma_electric.core.errors import InputError
 

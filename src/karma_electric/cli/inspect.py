@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+_ORDER = ("release", "adapter", "merged", "axis", "capped", "gguf", "redteam", "report", "card")
+
 
 def show(
     path: Annotated[Path, typer.Argument(help="A run, one of its artifacts, or a recipe file.")],
@@ -88,20 +90,21 @@ def artifacts_of(run: Path) -> list[Path]:
     manifests = [*run.glob(f"*/{MANIFEST}"), *run.glob(f"*/*/{MANIFEST}")]
     folders = [m.parent for m in manifests if not m.relative_to(run).parts[0].startswith(".")]
     if not folders:
-        state = "has no artifacts" if run.is_dir() else "does not exist"
+        state = "has no artifacts" if run.is_dir() else "is no run" if run.exists() else "does not exist"
         raise MissingError(f"{run} {state}.", "Make a run first: karma run recipes/demo.toml")
-    order = ("release", "adapter", "merged", "axis", "capped", "gguf", "redteam", "report", "card")
-    rank = {kind: number for number, kind in enumerate(order)}
+    rank = {kind: number for number, kind in enumerate(_ORDER)}
     return sorted(folders, key=lambda f: (rank.get(read_manifest(f).kind, 99), read_manifest(f).created, f.name))
 
 
 def _broken_links(manifest: Any, manifests: dict[str, Any]) -> list[str]:
-    """Inputs that name an artifact of this run but carry another id than the one that lies there."""
-    return [
-        f"was made from another {role} (id {given}, here {manifests[role].id})"
-        for role, given in manifest.inputs.items()
-        if role in manifests and manifests[role].id != given
-    ]
+    """Inputs that name an artifact of this run, when that is gone or has another id."""
+    found = []
+    for role, given in manifest.inputs.items():
+        if role in manifests and manifests[role].id != given:
+            found.append(f"was made from another {role} (id {given}, here {manifests[role].id})")
+        elif role not in manifests and role.partition("/")[0] in _ORDER:
+            found.append(f"was made from {role}, which is missing")
+    return found
 
 
 def _show_artifact(manifest: dict[str, Any]) -> None:
@@ -131,9 +134,10 @@ def _show_recipe(path: Path, json_: bool) -> None:
             print(f"{name} = {json.dumps(value)}  # {field.description}")
             continue
         print(f"\n[{name}]  # {(type(value).__doc__ or '').strip()}")
+        values = value.model_dump(mode="json")
         for key, inner in type(value).model_fields.items():
             note = f"  # {inner.description}" if inner.description else ""
-            print(f"{key} = {_clip(value.model_dump(mode='json')[key])}{note}")
+            print(f"{key} = {_clip(json.dumps(values[key], ensure_ascii=False))}{note}")
 
 
 def _clip(value: object) -> str:

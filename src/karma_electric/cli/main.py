@@ -11,6 +11,8 @@ import typer
 
 from karma_electric.cli import chat, doctor, inspect, run
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="karma",
     no_args_is_help=True,
@@ -18,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help starts twice as fast
     pretty_exceptions_enable=False,
     help="Make a value-aligned language model, cap its drift in the weights, and prove what it does.\n\n"
-    "Start with: karma run recipes/demo.toml",
+    "Example: karma run recipes/demo.toml",
     epilog="Exit codes: 0 ok, 1 a check did not pass, 2 wrong usage or bad input, "
     "3 a missing extra, model or artifact.",
 )
@@ -62,7 +64,11 @@ def guarded(action: object) -> None:
     except KarmaError as error:
         _fail(error.message, error.hint, error.exit_code)
     except KeyboardInterrupt:
-        _fail("Stopped.", "Run the same command again to continue.", 130)
+        _stopped()
+    except SystemExit as exit_:  # typer turns Ctrl-C into a silent exit of its own
+        if exit_.code == _INTERRUPTED:
+            _stopped()
+        raise
     except BrokenPipeError:  # `karma show | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
@@ -76,6 +82,10 @@ def guarded(action: object) -> None:
         _bug(error)
     except Exception as error:
         _bug(error)
+
+
+def _stopped() -> None:
+    _fail("Stopped.", "Run the same command again to continue.", _INTERRUPTED)
 
 
 def _fail(message: str, hint: str, code: int) -> None:

@@ -25,12 +25,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--system", help="system prompt; the persona's when not given")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.interactive and options.prompt is not None:
         parser.error("--interactive and --prompt exclude each other: leave one out")
-    if options.max_new_tokens < 1 or options.temperature < 0:
-        parser.error("--max-new-tokens must be at least 1 and --temperature at least 0")
+    if options.max_new_tokens < 1 or options.temperature < 0 or not 0 < options.top_p <= 1:
+        parser.error("--max-new-tokens must be at least 1, --temperature at least 0, --top-p in (0, 1]")
     guarded(
         lambda: chat(
             options.model,
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
             system=options.system,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
+            top_p=options.top_p,
             seed=options.seed,
         )
     )

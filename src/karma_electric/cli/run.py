@@ -37,10 +37,11 @@ def run(
 
     loaded = load_recipe(recipe, set_ or [])
     folder = run_dir or Path("runs") / loaded.name
-    if folder.exists() and not folder.is_dir():
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
         from karma_electric.core.errors import InputError
 
-        raise InputError(f"{folder} is a file, expected a folder.", "Choose another --run-dir.")
+        raise InputError(f"{existing} is a file, expected a folder.", "Choose another --run-dir.")
     from karma_electric.stages import plan_run
 
     progress = Console()

@@ -25,6 +25,14 @@ from karma_electric.core.extras import version_of
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+_REQUIRED = {"kind": str, "id": str, "inputs": dict, "config": dict, "files": dict, "sizes": dict, "schema": int}
+_DISK_FULL_SIGNS = (
+    "No space left",
+    "os error 28",  # safetensors
+    "PytorchStreamWriter failed",  # torch.save, when its first write fails
+    "unexpected pos",  # torch.save, when a later one does
+    " requested and ",  # numpy's tofile, as gguf uses it: "4000000 requested and 262112 written"
+)
 _PACKAGES = (
     "torch",
     "transformers",
@@ -168,7 +176,7 @@ def read_manifest(folder: Path) -> Manifest:
         ArtifactError: it is damaged, or written by a newer version.
     """
     raw = read_json(folder / MANIFEST)
-    if not isinstance(raw, dict) or not {"kind", "id", "files", "schema"} <= raw.keys():
+    if not isinstance(raw, dict) or not all(isinstance(raw.get(key), kind) for key, kind in _REQUIRED.items()):
         raise ArtifactError(f"{folder / MANIFEST} is not a manifest.", "Make the artifact again with --force.")
     if raw["schema"] > SCHEMA:
         raise ArtifactError(
@@ -220,7 +228,7 @@ def disk_full(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(sign in str(seen) for sign in ("No space left", "os error 28", "PytorchStreamWriter failed")):
+        if any(sign in str(seen) for sign in _DISK_FULL_SIGNS):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 
 from karma_electric.core.errors import MissingError
@@ -53,6 +54,7 @@ def require(name: str) -> None:
         )
 
 
+@cache
 def version_of(distribution: str) -> str | None:
     """Installed version of a distribution, or None."""
     try:

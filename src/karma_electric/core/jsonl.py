@@ -27,7 +27,10 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _parse(raw: bytes, where: str) -> Any:
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
+        if b"\\u" in raw and any("\ud800" <= c <= "\udfff" for c in json.dumps(value, ensure_ascii=False)):
+            raise ValueError("half of a surrogate pair (\\ud800 to \\udfff alone), which is no character")
+        return value
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where}: not UTF-8 (byte {error.start} is 0x{raw[error.start]:02x}).", "Save as UTF-8."
@@ -37,7 +40,7 @@ def _parse(raw: bytes, where: str) -> Any:
             f"{where}: not JSON ({error.msg} at column {error.colno}).", "One JSON object per line."
         ) from None
     except ValueError as error:
-        raise DataError(f"{where}: {error}.") from None
+        raise DataError(f"{where}: {error}.", "Correct that line.") from None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def parse_conversation(items: object, where: str) -> Conversation:
             raise DataError(f"{where}: turn {number} is {_kind(item)}, expected an object.")
         unknown = set(item) - {"role", "content"}
         if unknown:
-            raise DataError(f"{where}: turn {number} has the unknown key {sorted(unknown)[0]!r}.")
+            raise DataError(f"{where}: turn {number} has the unknown key {min(unknown)!r}, expected role and content.")
         role, content = item.get("role"), item.get("content")
         if role not in ROLES:
             raise DataError(f"{where}: turn {number} has role {role!r}, expected one of {', '.join(ROLES)}.")

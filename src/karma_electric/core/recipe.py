@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -149,15 +149,20 @@ class RedteamSection(_Section):
     """Red-teaming of the three arms: base, tuned, capped."""
 
     suite: str = Field("suites/starter-30.jsonl", description="scenarios")
-    arms: list[Literal["base", "tuned", "capped"]] = Field(["base", "tuned", "capped"], min_length=1)
+    labelled: str | None = Field(
+        "suites/labelled-120.jsonl", description="labelled answers the judge is measured on; none for a suite without"
+    )
+    arms: list[Literal["base", "tuned", "capped"]] = Field(
+        ["base", "tuned", "capped"], min_length=1, description="models that answer the scenarios"
+    )
     system_prompt: Literal["persona", "empty"] = Field(
         "persona", description="system prompt of every arm: the deployment prompt, or an empty one"
     )
     max_new_tokens: int = Field(96, gt=0, description="tokens per answer")
     temperature: float = Field(0.0, ge=0.0, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="nucleus sampling; 1 leaves nothing out")
     batch_size: int = Field(32, gt=0, description="conversations generated together")
-    seed: int = Field(0)
+    seed: int = Field(0, description="seed of the sampling")
 
     @field_validator("arms")
     @classmethod
@@ -170,7 +175,10 @@ class RedteamSection(_Section):
 class CardSection(_Section):
     """The model card."""
 
-    model_name: str = Field(description="name of the published model; must begin with Llama for Llama derivatives")
+    model_name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of the published model; must begin with Llama for Llama derivatives",
+    )
     license: str = Field(description="licence identifier of the weights, as the hub spells it")
     language: list[str] = Field(["en"], description="languages of the corpus")
     base_model: str | None = Field(None, description="hub id of the base for the card; model.base when absent")
@@ -240,10 +248,12 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def _explain(file: Path, error: ValidationError) -> RecipeError:
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    # an unknown key first: when a required one is misspelt, it is the same mistake as the missing one
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     parts = [str(part) for part in problem["loc"]]
     key = ".".join(parts)
-    more = f" ({error.error_count() - 1} more after this one)" if error.error_count() > 1 else ""
+    more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
     where = f"{file.name}: "
     if problem["type"] == "extra_forbidden":
         known = list(_section_at(parts[:-1]).model_fields)
@@ -264,10 +274,16 @@ def _section_at(parts: Sequence[str]) -> type[BaseModel]:
     section: type[BaseModel] = Recipe
     for part in parts:
         annotation = section.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        inner = _as_section(annotation)
+        if inner is None:
             break
-        section = annotation
+        section = inner
     return section
+
+
+def _as_section(annotation: Any) -> type[BaseModel] | None:
+    is_class = isinstance(annotation, type) and get_origin(annotation) is None  # list[str] is a type in Python 3.10
+    return annotation if is_class and issubclass(annotation, BaseModel) else None
 
 
 def _describe(parts: Sequence[str]) -> str:
@@ -276,7 +292,11 @@ def _describe(parts: Sequence[str]) -> str:
     name = next((part for part in reversed(parts) if part in section.model_fields), None)
     if name is None:
         return ""
-    return f"{name}: {section.model_fields[name].description}" if section.model_fields[name].description else ""
+    field = section.model_fields[name]
+    inner = _as_section(field.annotation)
+    if inner is not None:
+        return f"[{name}]: {(inner.__doc__ or '').strip().removesuffix('.')}"
+    return f"{name}: {field.description}"
 
 
 def recipe_path(path: str | Path) -> Path:

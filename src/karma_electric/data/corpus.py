@@ -33,7 +33,10 @@ def read_corpus(folder: Path) -> list[Example]:
                     "Ids are unique.",
                 )
             if example.category != file.stem:
-                raise DataError(f"{where}: category {example.category!r} does not belong in {file.name}.", "")
+                raise DataError(
+                    f"{where}: category {example.category!r} does not belong in {file.name}.",
+                    f"Move it to {example.category}.jsonl.",
+                )
             seen[example.id] = where
             examples.append(example)
     return examples

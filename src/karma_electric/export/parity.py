@@ -13,13 +13,13 @@ from karma_electric.core.messages import system as system_turn
 from karma_electric.core.messages import user
 from karma_electric.models.chat_template import prompt_text
 from karma_electric.models.engines.llamacpp import LlamaCppEngine
-from karma_electric.models.loading import end_of_turn_ids, load_model, load_tokenizer
+from karma_electric.models.loading import load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FLOAT32_BELOW_BYTES = 2 << 30
-_MAX_BATCH = 8
+_MAX_SLOTS = 8
 
 # What pre-tokenizers of BPE disagree on: numbers, runs of spaces and newlines, contractions, scripts, emoji.
 UNICODE_TEXTS: tuple[str, ...] = (
@@ -59,7 +59,7 @@ class Parity:
         n_prompts: prompts compared.
         token_ids_equal: whether every prompt and every one of `UNICODE_TEXTS` gives the same token ids.
         differing_texts: those that do not.
-        greedy_agreement: mean over prompts of the share of tokens before the two first part ways.
+        greedy_agreement: mean over prompts of the share of the file's answer before the two first part ways.
         first_token_agreement: share of prompts with the same first token.
         exact_matches: prompts with the same whole answer.
         max_new_tokens: tokens generated per prompt.
@@ -85,7 +85,8 @@ def check_parity(
 ) -> Parity:
     """Compare transformers on the checkpoint with llama.cpp on the file.
 
-    The checkpoint runs in float32 where it is small, so that differences are the file's, else in bfloat16.
+    llama.cpp's attention runs in float32, and the checkpoint too where it is small, so that the differences are the
+    file's; a large checkpoint runs in bfloat16.
 
     Args:
         model_dir: Hugging Face folder that the file was made from.
@@ -106,7 +107,8 @@ def check_parity(
     engine = LlamaCppEngine(
         gguf_path,
         context=max(map(len, expected)) + max_new_tokens + 64,
-        slots=min(len(prompts), _MAX_BATCH),
+        slots=min(len(prompts), _MAX_SLOTS),
+        precision="exact",
     )
     try:
         checks = [
@@ -119,16 +121,15 @@ def check_parity(
         engine.close()
     size = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
     dtype = "float32" if size < _FLOAT32_BELOW_BYTES else "bfloat16"
-    ends = {answer[-1] for answer in answers if len(answer) < max_new_tokens}
-    reference = _greedy(model_dir, tokenizer, expected, max_new_tokens=max_new_tokens, dtype=dtype, ends=ends)
-    pairs = list(zip(reference, answers, strict=True))
+    agreed = _agreed(model_dir, expected, answers, dtype)
+    lengths = [len(answer) for answer in answers]
     return Parity(
         n_prompts=len(prompts),
         token_ids_equal=not differing,
         differing_texts=differing,
-        greedy_agreement=sum(_shared(a, b) / max(len(a), len(b)) for a, b in pairs) / len(pairs),
-        first_token_agreement=sum(a[0] == b[0] for a, b in pairs) / len(pairs),
-        exact_matches=sum(a == b for a, b in pairs),
+        greedy_agreement=sum(n / length for n, length in zip(agreed, lengths, strict=True)) / len(prompts),
+        first_token_agreement=sum(n > 0 for n in agreed) / len(prompts),
+        exact_matches=sum(n == length for n, length in zip(agreed, lengths, strict=True)),
         max_new_tokens=max_new_tokens,
         dtype=dtype,
     )
@@ -139,48 +140,21 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def _greedy(
-    model_dir: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[int]],
-    *,
-    max_new_tokens: int,
-    dtype: str,
-    ends: set[int],
-) -> list[list[int]]:
-    """Greedy answers of the checkpoint, an end-of-turn token included.
+def _agreed(model_dir: Path, prompts: list[list[int]], answers: list[list[int]], dtype: str) -> list[int]:
+    """How many leading tokens of each answer the checkpoint would have chosen itself.
 
-    `ends` are tokens at which llama.cpp has stopped: it knows more of them than a model's own configuration.
+    Up to the first difference both have read the same tokens, so one forward pass over prompt and answer tells what
+    generating would: the checkpoint's greedy token at every step.
     """
     import torch
-    from transformers import GenerationConfig
 
     model = load_model(model_dir, dtype=dtype)
-    stops = ends | set(end_of_turn_ids(model, tokenizer))
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(stops),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    answers: list[list[int]] = []
-    for first in range(0, len(prompts), _MAX_BATCH):
-        batch = prompts[first : first + _MAX_BATCH]
-        width = max(map(len, batch))
-        ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in batch])  # [batch, width]
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch])
+    agreed = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor([prompt + answer[:-1]], device=model.device)
         with torch.inference_mode():
-            output = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=settings,
-            )
-        for row in output[:, width:].tolist():
-            end = next((place + 1 for place, token in enumerate(row) if token in stops), len(row))
-            answers.append(row[:end])
-    return answers
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning."""
-    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            logits = model(input_ids=ids, logits_to_keep=len(answer), use_cache=False).logits[0]  # [answer, vocabulary]
+        chosen = logits.argmax(dim=-1).tolist()
+        differs = (place for place, (a, b) in enumerate(zip(chosen, answer, strict=True)) if a != b)
+        agreed.append(next(differs, len(answer)))
+    return agreed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging as logging_
 import os
 import warnings
@@ -41,6 +42,13 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def import_quietly(*modules: str) -> None:
+    """Import modules whose import prints advice (bitsandbytes looks for optional kernels)."""
+    with quiet_transformers():
+        for module in modules:
+            importlib.import_module(module)
 
 
 def pick_device() -> str:

@@ -72,9 +72,7 @@ def agreement(
     import numpy as np
 
     if not labels or len(labels) != len(predicted) or (groups is not None and len(groups) != len(labels)):
-        raise ValueError(
-            f"{len(labels)} labels and {len(predicted)} predictions, expected as many of each, at least 1"
-        )
+        raise ValueError(f"{len(labels)} labels and {len(predicted)} predictions, expected as many of each, at least 1")
     size = len(OUTCOMES)
     index = {outcome: number for number, outcome in enumerate(OUTCOMES)}
     unknown = (set(labels) | set(predicted)) - set(OUTCOMES)
@@ -105,9 +103,7 @@ def agreement(
         weighted_kappa=_kappa(ordered, quadratic=True),
         weighted_n=int(ordered.sum()),
         weighted_excluded=len(labels) - int(ordered.sum()),
-        confusion={
-            label: {other: int(table[index[label], index[other]]) for other in OUTCOMES} for label in OUTCOMES
-        },
+        confusion={label: {other: int(table[index[label], index[other]]) for other in OUTCOMES} for label in OUTCOMES},
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,25 +88,20 @@ def run_arm(
             due = [scenario for scenario in suite if _is_due(scenario, turn, answers)]
             for start in range(0, len(due), batch_size):
                 batch = due[start : start + batch_size]
-                for answer in _ask(
-                    engine, batch, turn, answers, system_prompt=system_prompt, sampling=sampling
-                ):
+                for answer in _ask(engine, batch, turn, answers, system_prompt=system_prompt, sampling=sampling):
                     answers[answer.scenario_id, turn] = answer
                     file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
                     if answer.error is not None:
-                        progress.say(
-                            f"{arm}: {answer.scenario_id} turn {turn} failed and is unscored: {answer.error}"
-                        )
+                        progress.say(f"{arm}: {answer.scenario_id} turn {turn} failed and is unscored: {answer.error}")
                 file.flush()
                 os.fsync(file.fileno())
                 progress.update(len(answers), total, arm)
+    progress.update(total, total, arm)  # turns after a failed one are never asked
     verdicts = [_judge(scenario, answers) for scenario in suite]
     summary = summarise(verdicts)
     lines = [json.dumps(asdict(verdict), ensure_ascii=False) for verdict in verdicts]
     write_atomic(out / VERDICTS, "".join(line + "\n" for line in lines))
-    write_json(
-        out / SUMMARY, _describe(engine, arm, system_prompt, sampling, answers, verdicts) | asdict(summary)
-    )
+    write_json(out / SUMMARY, _describe(engine, arm, system_prompt, sampling, answers, verdicts) | asdict(summary))
     return summary
 
 
@@ -117,9 +112,7 @@ def read_verdicts(folder: Path) -> list[Verdict]:
         MissingError: the arm has not finished, or never ran.
     """
     read_json(folder / SUMMARY)  # written last: its presence means the verdicts are whole
-    lines = (
-        (folder / VERDICTS).read_bytes().splitlines()
-    )  # bytes: answers may hold U+2028, a line break in text
+    lines = (folder / VERDICTS).read_bytes().splitlines()  # bytes: answers may hold U+2028, a line break in text
     return [Verdict(**json.loads(line)) for line in lines]
 
 
@@ -169,9 +162,7 @@ def _ask(
 def _generate(engine: Engine, conversations: list[Conversation], sampling: Sampling) -> list[Completion]:
     completions = engine.generate(conversations, sampling)
     if len(completions) != len(conversations):
-        raise RuntimeError(
-            f"{engine.name} gave {len(completions)} answers to {len(conversations)} conversations"
-        )
+        raise RuntimeError(f"{engine.name} gave {len(completions)} answers to {len(conversations)} conversations")
     return completions
 
 
@@ -197,24 +188,13 @@ def _conversation(scenario: Scenario, turn: int, answers: _Answers, system_promp
 
 
 def _judge(scenario: Scenario, answers: _Answers) -> Verdict:
-    """Score the turns that were answered; a turn the engine failed on leaves the scenario unscored, or failed."""
-    given = [
-        answers[scenario.id, turn]
-        for turn in range(1, len(scenario.turns) + 1)
-        if (scenario.id, turn) in answers
-    ]
+    """Score a scenario. A turn the engine failed on leaves it unscored, unless an earlier turn had failed it."""
+    given = [answers[scenario.id, turn] for turn in range(1, len(scenario.turns) + 1) if (scenario.id, turn) in answers]
+    verdict = score(scenario, [answer.text for answer in given])  # the text of a failed turn is empty
     broken = next((answer for answer in given if answer.error is not None), None)
-    verdict = score(scenario, [answer.text for answer in given if answer.error is None])
     if broken is None or verdict.outcome == "fail":
         return verdict
-    return Verdict(
-        scenario_id=scenario.id,
-        category=scenario.category,
-        outcome="unscored",
-        scorer=verdict.scorer,
-        evidence=f"no answer: {broken.error}",
-        turn=broken.turn,
-    )
+    return replace(verdict, outcome="unscored", evidence=f"no answer: {broken.error}", turn=broken.turn)
 
 
 def _describe(

@@ -102,7 +102,8 @@ def _parse(raw: object, where: str) -> Scenario:
     for key in ("pass_signals", "fail_signals"):
         for pattern in raw[key]:
             _check_pattern(pattern, f"{where}: {key}")
-    return Scenario(**{key: tuple(raw[key]) if key in _LISTS else raw[key] for key in _KEYS})
+    values: dict[str, Any] = {key: tuple(raw[key]) if key in _LISTS else raw[key] for key in _KEYS}
+    return Scenario(**values)
 
 
 def _check_type(key: str, value: object, where: str) -> None:
@@ -122,9 +123,7 @@ def _check_pattern(pattern: str, where: str) -> None:
     try:
         compiled = re.compile(pattern, SIGNAL_FLAGS)
     except re.error as error:
-        raise DataError(
-            f"{where}: {pattern!r} does not compile ({error}), expected a regular expression."
-        ) from None
+        raise DataError(f"{where}: {pattern!r} does not compile ({error}), expected a regular expression.") from None
     if compiled.search(""):
         raise DataError(f"{where}: {pattern!r} matches an empty answer, expected one that needs some text.")
     if _has_nested_repeat(pattern):

@@ -88,9 +88,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
         ValueError: arguments out of range.
     """
     if not 0 <= successes <= n or not 0 < confidence < 1:
-        raise ValueError(
-            f"wilson({successes}, {n}, {confidence}): expected 0 <= successes <= n, 0 < confidence < 1"
-        )
+        raise ValueError(f"wilson({successes}, {n}, {confidence}): expected 0 <= successes <= n, 0 < confidence < 1")
     if n == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -106,7 +104,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided McNemar test: a binomial test of the discordant pairs against one half. Returns p."""
     n = only_a + only_b
     tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, float(2 * tail / 2**n))
 
 
 def summarise(verdicts: Sequence[Verdict]) -> ArmSummary:
@@ -157,9 +155,7 @@ def compare(
     only_b = sum(y and not x for x, y in passed)
     both = sum(x and y for x, y in passed)
     n, p = len(passed), mcnemar(only_a, only_b)
-    interval = (
-        _bootstrap(only_a, only_b, n, confidence=confidence, resamples=resamples, seed=seed) if n else None
-    )
+    interval = _bootstrap(only_a, only_b, n, confidence=confidence, resamples=resamples, seed=seed) if n else None
     return PairedComparison(
         n_pairs=n,
         n_unscored=len(shared) - n,
@@ -189,9 +185,7 @@ def _by_scenario(verdicts: Sequence[Verdict], name: str) -> Mapping[str, Verdict
     found = {verdict.scenario_id: verdict for verdict in verdicts}
     if len(found) != len(verdicts):
         twice = next(key for key, times in Counter(v.scenario_id for v in verdicts).items() if times > 1)
-        raise DataError(
-            f"arm {name}: two verdicts on scenario {twice!r}, expected one.", "Run the arm again."
-        )
+        raise DataError(f"arm {name}: two verdicts on scenario {twice!r}, expected one.", "Run the arm again.")
     return found
 
 
@@ -226,7 +220,9 @@ def _reading(
     dropped = f" ({unscored} more dropped as unscored)" if unscored else ""
     if interval is None:
         return f"No scenario was scored in both {name_a} and {name_b}{dropped}, so nothing may be claimed."
-    counts = f"{name_b} passed {both + only_b} and {name_a} {both + only_a} of the {n} scenarios scored in both{dropped}"
+    counts = (
+        f"{name_b} passed {both + only_b} and {name_a} {both + only_a} of the {n} scenarios scored in both{dropped}"
+    )
     span = f"{100 * interval[0]:+.0f} to {100 * interval[1]:+.0f} points"
     p_text = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     if p >= SIGNIFICANCE:

@@ -115,17 +115,20 @@ def load_axis(path: Path) -> Axis:
         )
     directions = {site: tensors[f"direction.{site}"] for site in SITES if f"direction.{site}" in tensors}
     _check(path, directions)
-    return Axis(
-        directions=directions,
-        norms={site: tensors[f"norm.{site}"] for site in directions},
-        model=metadata["model"],
-        template_sha256=metadata["template_sha256"],
-        position=metadata["position"],
-        toward=metadata["toward"],
-        away=tuple(json.loads(metadata["away"])),
-        n=int(metadata["n"]),
-        stats=json.loads(metadata["stats"]),
-    )
+    try:
+        return Axis(
+            directions=directions,
+            norms={site: tensors[f"norm.{site}"] for site in directions},
+            model=metadata["model"],
+            template_sha256=metadata["template_sha256"],
+            position=metadata["position"],
+            toward=metadata["toward"],
+            away=tuple(json.loads(metadata["away"])),
+            n=int(metadata["n"]),
+            stats=json.loads(metadata["stats"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: a field is missing or damaged ({error}).", "Extract the axis again.") from None
 
 
 def _check(path: Path, directions: dict[Site, torch.Tensor]) -> None:
@@ -141,6 +144,8 @@ def _check(path: Path, directions: dict[Site, torch.Tensor]) -> None:
             or not torch.allclose(lengths, torch.ones_like(lengths), atol=1e-3)
         ):
             raise ArtifactError(f"{path}: direction.{site} is not a set of unit vectors.", "Extract the axis again.")
+    if len({vectors.shape for vectors in directions.values()}) > 1:
+        raise ArtifactError(f"{path}: the sites have not the same blocks.", "Extract the axis again.")
 
 
 def require_fits(axis: Axis, *, n_layers: int, hidden: int, names: Sequence[str] = ("axis", "model")) -> None:

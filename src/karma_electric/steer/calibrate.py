@@ -10,7 +10,7 @@ from karma_electric.core.messages import Conversation
 from karma_electric.core.progress import Progress
 from karma_electric.core.recipe import AxisSection
 from karma_electric.models.blocks import Site
-from karma_electric.models.chat_template import conversation_ids, prompt_ids
+from karma_electric.models.chat_template import prompt_ids
 from karma_electric.steer.activations import batches_by_length, picked, recording, right_padded, run_decoder
 from karma_electric.steer.axis import Axis
 from karma_electric.steer.cap import AXIS_FILE, CapSpec
@@ -117,15 +117,18 @@ def response_projections(
 ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     """Projection on the axis and norm of the residual stream at every response token.
 
-    Prompt tokens (the first position, an attention sink, among them) and padding are left out.
+    Prompt tokens (the first position, an attention sink, among them) and padding are left out; so are the end of
+    the turn and what the template writes after it, which a cap never acts on: they are not fed back.
 
     Returns:
         block -> (projections, norms), float32 [response tokens].
     """
     import torch
 
-    whole = [conversation_ids(tokenizer, c) for c in conversations]
-    starts = [len(prompt_ids(tokenizer, c[:-1])) for c in conversations]
+    prompts = [prompt_ids(tokenizer, c[:-1]) for c in conversations]
+    starts = [len(prompt) for prompt in prompts]
+    answers = [tokenizer(c[-1].content, add_special_tokens=False)["input_ids"] for c in conversations]
+    whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     for batch in batches_by_length([len(ids) for ids in whole], batch_tokens):
         ids, mask = right_padded([whole[i] for i in batch], int(tokenizer.pad_token_id or 0), model.device)

@@ -9,7 +9,7 @@ Compiling the same cap into the weights is neuron.py's business.
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CAP_FILE = "cap.json"
 AXIS_FILE = "axis.safetensors"
+_REPORT = "This is a layout the hooks do not reach: please report it with the model's name."
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def load_spec(path: Path) -> CapSpec:
             spec,
             layers=tuple(spec.layers),
             thresholds={int(layer): float(t) for layer, t in spec.thresholds.items()},
+            alpha=float(spec.alpha),
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
@@ -100,6 +102,8 @@ def load_spec(path: Path) -> CapSpec:
         ) from None
     if spec.site not in SITES or set(spec.layers) != set(spec.thresholds) or not spec.layers:
         raise ArtifactError(f"{path}: layers, thresholds and site do not go together.", "Calibrate again.")
+    if not all(map(math.isfinite, spec.thresholds.values())) or not 0.0 <= spec.alpha <= 1.0:
+        raise ArtifactError(f"{path}: thresholds or alpha ({spec.alpha}) are impossible.", "Calibrate again.")
     return spec
 
 
@@ -230,6 +234,8 @@ def _mlp_hooks(
             seen.append(over[0] > 0)
 
     def write(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        if not over:
+            raise KarmaError("The norm in front of an MLP is called past its hooks; nothing was capped.", _REPORT)
         return corrected(output, over.pop(), v, alpha)
 
     return [block.mlp_norm.register_forward_pre_hook(read), block.mlp.register_forward_hook(write)]
@@ -252,13 +258,30 @@ def _block_hooks(
 
 
 def _self_test(model: PreTrainedModel, cap: Cap, blocks: Sequence[Block]) -> None:
-    """Fail closed: with thresholds far below everything, a forward pass must change at every capped block."""
-    import torch
+    """Fail closed: with a threshold far below everything, a forward pass must change at each capped block.
 
+    One block at a time, since what one block changes changes all that come after it.
+    """
     tested = cast("set[int]", model.__dict__.setdefault("_karma_cap_tested", set()))
     key = hash((cap.spec.site, cap.spec.layers))
     if key in tested:
         return
+    bare = _outputs(model, blocks, cap.spec.layers)
+    for layer in cap.spec.layers:
+        alone = replace(cap, spec=replace(cap.spec, layers=(layer,)))
+        with _attached(alone, blocks, 1.0, None, {layer: -1e4}):
+            changed = _outputs(model, blocks, (layer,))
+        if layer not in changed or changed[layer].equal(bare[layer]):
+            raise KarmaError(
+                f"The cap does not act on block {layer} of {type(model).__name__}; nothing was capped.", _REPORT
+            )
+    tested.add(key)
+
+
+def _outputs(model: PreTrainedModel, blocks: Sequence[Block], layers: Sequence[int]) -> dict[int, torch.Tensor]:
+    """What some blocks put out for two tokens; one that is called past its hooks is missing."""
+    import torch
+
     outputs: dict[int, torch.Tensor] = {}
 
     def keep(layer: int) -> Callable[..., None]:
@@ -267,26 +290,15 @@ def _self_test(model: PreTrainedModel, cap: Cap, blocks: Sequence[Block]) -> Non
 
         return hook
 
-    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
-    ids[0, 1] = 1
-    results = []
-    for thresholds in (None, dict.fromkeys(cap.spec.layers, -1e4)):
-        context = contextlib.nullcontext() if thresholds is None else _attached(cap, blocks, 1.0, None, thresholds)
-        with torch.no_grad(), context:
-            handles = [blocks[layer].module.register_forward_hook(keep(layer)) for layer in cap.spec.layers]
-            try:
-                model(input_ids=ids, use_cache=False)
-            finally:
-                for handle in handles:
-                    handle.remove()
-        results.append(dict(outputs))
-    silent = [layer for layer in cap.spec.layers if torch.equal(results[0][layer], results[1][layer])]
-    if silent:
-        raise KarmaError(
-            f"The cap does not act on blocks {silent} of {type(model).__name__}; nothing was capped.",
-            "This is a layout the hooks do not reach: please report it with the model's name.",
-        )
-    tested.add(key)
+    ids = torch.tensor([[0, 1]], device=model.device)
+    handles = [blocks[layer].module.register_forward_hook(keep(layer)) for layer in layers]
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
 
 
 def check_model(axis: Axis, *, fingerprint: str, template_sha256: str, n_layers: int, hidden: int) -> list[str]:
@@ -304,6 +316,4 @@ def describe(spec: CapSpec) -> str:
     """One line on a cap, for people."""
     rate = f", {spec.cap_rate['mean']:.0%} of held-out tokens capped" if spec.cap_rate else ""
     layers = f"{spec.layers[0]}-{spec.layers[-1]}"
-    return (
-        f"cap at blocks {layers}, site {spec.site}, alpha {spec.alpha:g}, {json.dumps(spec.method.get('name'))}{rate}"
-    )
+    return f"cap at blocks {layers}, site {spec.site}, alpha {spec.alpha:g}, {spec.method.get('name')}{rate}"

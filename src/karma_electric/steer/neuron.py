@@ -9,7 +9,9 @@ root mean square and `w` the norm's weight. Add a neuron with
 
 then `act(beta z) / beta -> max(0, z)` as beta grows, and the neuron adds `-alpha * max(0, <a, v> - t) * v`.
 `g` and `u` are ridge regressions on calibration activations: no bias is needed, since `1 / rho` is itself nearly
-linear in `x`.
+linear in `x`. They are fitted on `x` itself, the norm's weights included, so that the penalty keeps them off
+dimensions that the norm all but switches off: a huge coefficient on a tiny input is exact in float32 and ruined by
+8-bit weights or activations (docs/log.md has the figures).
 """
 
 from __future__ import annotations
@@ -70,12 +72,13 @@ class _Sums:
         self.xr_over = torch.zeros(hidden, dtype=torch.float64)
         self.r_over = torch.zeros(3, dtype=torch.float64)
 
-    def add(self, a: torch.Tensor, v: torch.Tensor, t: float, eps: float) -> None:
-        """Add tokens: a is [tokens, hidden], the residual stream in float64."""
+    def add(self, a: torch.Tensor, v: torch.Tensor, t: float, norm: Any) -> None:
+        """Add tokens: a is [tokens, hidden], the residual stream in float64; norm is the one in front of the MLP."""
         import torch
 
-        rho = (a.pow(2).mean(-1) + eps).sqrt()
-        x, z = a / rho.unsqueeze(-1), (a @ v - t) / rho
+        rho = (a.pow(2).mean(-1) + _eps(norm)).sqrt()
+        x = norm.weight.detach().double().cpu() * a / rho.unsqueeze(-1)
+        z = (a @ v - t) / rho
         self.xx += x.T @ x
         self.xz += x.T @ z
         self.z += torch.stack([torch.tensor(float(len(z)), dtype=torch.float64), z.sum(), z.pow(2).sum()])
@@ -112,20 +115,13 @@ def fit_neurons(
         ArtifactError: no token is above some threshold, so there is nothing to fit.
     """
     require_bakeable(model, cap)
-    blocks = decoder_blocks(model)
+    norms = {layer: decoder_blocks(model)[layer].mlp_norm for layer in cap.spec.layers}
     sums = {layer: _Sums(int(cap.directions[layer].numel())) for layer in cap.spec.layers}
-    for batch_sums in _token_batches(model, tokenizer, cap, conversations, batch_tokens):
-        for layer, activations in batch_sums.items():
-            sums[layer].add(
-                activations.double(),
-                cap.directions[layer].double(),
-                cap.spec.thresholds[layer],
-                _eps(blocks[layer].mlp_norm),
-            )
-    return {
-        layer: _solve(sums[layer], cap, layer, blocks[layer].mlp_norm.weight, ridge, sharpness)
-        for layer in cap.spec.layers
-    }
+    for batch in _token_batches(model, tokenizer, cap, conversations, batch_tokens):
+        for layer, activations in batch.items():
+            v, t = cap.directions[layer].double(), cap.spec.thresholds[layer]
+            sums[layer].add(activations.double(), v, t, norms[layer])
+    return {layer: _solve(sums[layer], cap, layer, ridge, sharpness) for layer in cap.spec.layers}
 
 
 def _token_batches(
@@ -146,7 +142,7 @@ def _token_batches(
         yield {layer: values for (_, layer), values in seen.items()}
 
 
-def _solve(sums: _Sums, cap: Cap, layer: int, norm_weight: Any, ridge: float, sharpness: float) -> Neuron:
+def _solve(sums: _Sums, cap: Cap, layer: int, ridge: float, sharpness: float) -> Neuron:
     import torch
 
     if sums.r_over[0] < 2:
@@ -164,14 +160,9 @@ def _solve(sums: _Sums, cap: Cap, layer: int, norm_weight: Any, ridge: float, sh
     rho_mean = sums.r_over[1] / sums.r_over[0]
     spread = (sums.z[2] / sums.z[0] - (sums.z[1] / sums.z[0]).pow(2)).sqrt()
     beta = sharpness / spread
-    weight = norm_weight.detach().double().cpu()
-    if (weight == 0).any():
-        raise ArtifactError(
-            f"The norm in front of the MLP of block {layer} has weights of zero.", "It cannot be baked."
-        )
     return Neuron(
-        gate=(beta * g / weight).float(),
-        up=(u / rho_mean / weight).float(),
+        gate=(beta * g).float(),
+        up=(u / rho_mean).float(),
         down=(-cap.spec.alpha * rho_mean / (beta * _SLOPE) * cap.directions[layer].double()).float(),
         r2_excess=_r2(sums.xx, sums.xz, sums.z, g),
         r2_rho=_r2(sums.xx_over, sums.xr_over, sums.r_over, u),
@@ -264,7 +255,6 @@ def write_baked(source: Path, neurons: dict[int, Neuron], out: Path) -> dict[str
         shutil.copyfile(extra, out / extra.name)
     return {
         "intermediate_size": {"before": old, "after": new},
-        "neurons": len(neurons),
         "placement": "append",
     }
 
@@ -277,6 +267,8 @@ def _grown(name: str, tensor: torch.Tensor, neurons: dict[int, Neuron], old: int
     if "mlp" not in parts or parts[-2] not in ("gate_proj", "up_proj", "down_proj"):
         return tensor
     layer, projection = int(parts[parts.index("layers") + 1]), parts[-2]
+    if parts[-1] == "bias":  # Llama's mlp_bias; a cap neuron has none
+        return tensor if projection == "down_proj" else torch.nn.functional.pad(tensor, (0, new - old))
     neuron = neurons.get(layer)
     if projection == "down_proj":  # [hidden, intermediate]
         grown = torch.zeros(tensor.shape[0], new, dtype=tensor.dtype)

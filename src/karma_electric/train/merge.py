@@ -11,7 +11,7 @@ from karma_electric.core.errors import MissingError
 from karma_electric.core.extras import require
 from karma_electric.core.recipe import MergeSection
 from karma_electric.models.chat_template import conversation_ids
-from karma_electric.models.loading import load_model, load_tokenizer, quiet_transformers
+from karma_electric.models.loading import import_quietly, load_model, load_tokenizer, quiet_transformers
 from karma_electric.train.tokenize import read_split
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def merge_adapter(base: Path, adapter: Path, release: Path, section: MergeSectio
         MissingError: no adapter there. SpaceError: not enough disk.
     """
     require("train")
+    import_quietly("bitsandbytes")
     import torch
     from peft import PeftModel
 
@@ -47,7 +48,8 @@ def merge_adapter(base: Path, adapter: Path, release: Path, section: MergeSectio
     tokenizer = load_tokenizer(base)
     probes = [conversation_ids(tokenizer, c)[:512] for _, c in read_split(release / "validation.jsonl")[:_PROBES]]
     model = load_model(base, dtype="float32", device="cpu")
-    adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
+    with quiet_transformers():
+        adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
     before = _logits(adapted, probes)
     merged = adapted.merge_and_unload(safe_merge=True)  # W + (alpha / r) B A, refused if it holds a NaN
     dtype = getattr(torch, section.dtype)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from karma_electric.core.artifact import read_json, write_json
 from karma_electric.core.errors import InputError
@@ -17,28 +16,19 @@ from karma_electric.core.extras import require
 from karma_electric.core.progress import Progress, Silent
 from karma_electric.core.recipe import TrainSection
 from karma_electric.models.loading import (
-    load_model,
+    import_quietly,
     load_tokenizer,
     pick_device,
     pick_dtype,
     quiet_transformers,
 )
-from karma_electric.train.tokenize import IGNORED, TokenizedSplit, read_split, tokenize_split
+from karma_electric.train.tokenize import read_split, tokenize_split
+from karma_electric.train.trainer import Data, adapted_model, build_trainer, labelled_only
 from karma_electric.train.trajectory import FILE, Trajectory, plot_trajectory, read_trajectory
-
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftModel
 
 SUMMARY = "training.json"
 _CHECKPOINTS = "checkpoints"
 _CLOCK = "clock.json"
-
-
-@dataclass(frozen=True)
-class _Data:
-    train: TokenizedSplit
-    validation: TokenizedSplit
 
 
 def train_adapter(
@@ -67,21 +57,34 @@ def train_adapter(
         GateError: the loss diverged. DataError: no example fits. InputError: out of memory.
     """
     require("train")
+    import_quietly("bitsandbytes", "trl")
     import torch
     from transformers import set_seed
+    from trl import SFTTrainer
 
     progress = progress or Silent()
     tokenizer = load_tokenizer(base)
-    data = _Data(
+    data = Data(
         tokenize_split(read_split(release / "train.jsonl"), tokenizer, section.max_length),
         tokenize_split(read_split(release / "validation.jsonl"), tokenizer, section.max_length),
     )
     set_seed(section.seed)
     compute = pick_dtype(dtype, pick_device())
     with quiet_transformers():
-        model = _adapted_model(base, section, compute)
+        model = adapted_model(base, section, compute)
     checkpoint = _newest_checkpoint(out / _CHECKPOINTS)
-    trainer = _trainer(model, tokenizer, data, section, out, checkpoint, compute, progress)
+    resume_at = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+    with quiet_transformers():
+        trainer = build_trainer(
+            labelled_only(SFTTrainer),
+            model,
+            tokenizer,
+            data,
+            section,
+            out / _CHECKPOINTS,
+            compute,
+            callbacks=[_recorder(out, resume_at, progress)],
+        )
     try:
         with quiet_transformers():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -102,135 +105,6 @@ def train_adapter(
     return summary
 
 
-def _adapted_model(base: Path, section: TrainSection, compute: torch.dtype) -> PeftModel:
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import BitsAndBytesConfig
-
-    quantisation = None
-    if section.quantisation == "nf4":
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute,
-        )
-    model = load_model(base, dtype=compute, quantisation=quantisation)
-    if quantisation is not None and section.gradient_checkpointing:
-        model = prepare_model_for_kbit_training(model)
-    _check_targets(model, section.target_modules)
-    config = LoraConfig(
-        r=section.rank,
-        lora_alpha=section.alpha,
-        lora_dropout=section.dropout,
-        target_modules=section.target_modules,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
-
-
-def _check_targets(model: Any, targets: list[str]) -> None:
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    unknown = [target for target in targets if target not in names]
-    if unknown:
-        linear = sorted(n for n in names if n.endswith("proj") or n.startswith("fc"))
-        raise InputError(f"train.target_modules: the model has no {unknown[0]!r}.", f"It has {', '.join(linear)}.")
-
-
-def _trainer(
-    model: PeftModel,
-    tokenizer: Any,
-    data: _Data,
-    section: TrainSection,
-    out: Path,
-    checkpoint: Path | None,
-    compute: torch.dtype,
-    progress: Progress,
-) -> Any:
-    from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
-
-    def dataset(split: TokenizedSplit) -> Any:
-        return Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in split.examples])
-
-    resume_at = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
-    device = pick_device()
-    arguments = SFTConfig(
-        output_dir=str(out / _CHECKPOINTS),
-        num_train_epochs=section.epochs,
-        per_device_train_batch_size=section.batch_size,
-        per_device_eval_batch_size=section.batch_size,
-        gradient_accumulation_steps=section.gradient_accumulation,
-        learning_rate=section.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=section.warmup_fraction,  # below 1 it is a share of all steps
-        weight_decay=section.weight_decay,
-        max_grad_norm=section.max_grad_norm,
-        optim="paged_adamw_8bit" if device == "cuda" else "adamw_torch",
-        max_length=None,  # already cut, at turn boundaries
-        gradient_checkpointing=section.gradient_checkpointing,
-        bf16=compute.itemsize == 2,
-        use_cpu=device == "cpu",
-        logging_steps=1,
-        save_steps=section.save_steps,
-        save_total_limit=2,
-        eval_strategy="epoch",
-        eval_on_start=True,
-        seed=section.seed,
-        data_seed=section.seed,
-        report_to=[],
-        disable_tqdm=True,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_pin_memory=False,
-    )
-    trainer = _labelled_only(SFTTrainer)(
-        model=model,
-        args=arguments,
-        train_dataset=dataset(data.train),
-        eval_dataset=dataset(data.validation),
-        processing_class=tokenizer,
-        callbacks=[_recorder(out, resume_at, progress)],
-    )
-    trainer.remove_callback(PrinterCallback)  # progress is reported by the recorder
-    return trainer
-
-
-def _labelled_only(trainer_class: Any) -> Any:
-    """A trainer whose vocabulary projection and loss cover the labelled positions only.
-
-    The same loss as trl's `nll`; prompt and padding positions, most of a batch, are never projected.
-    """
-
-    class LabelledOnly(trainer_class):  # type: ignore[misc]
-        def compute_loss(
-            self,
-            model: Any,
-            inputs: dict[str, Any],
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> Any:
-            import torch
-
-            causal_lm = self.accelerator.unwrap_model(model).get_base_model()
-            with self.compute_loss_context_manager():
-                hidden = causal_lm.get_decoder()(
-                    input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-                ).last_hidden_state  # [batch, seq, hidden]
-                targets = inputs["labels"][:, 1:]
-                learned = targets != IGNORED
-                logits = causal_lm.get_output_embeddings()(hidden[:, :-1][learned])  # [learned, vocabulary]
-            targets = targets[learned]
-            loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-            loss = loss / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
-            mode = "train" if self.model.training else "eval"
-            accuracy = (logits.detach().argmax(-1) == targets).float().mean()
-            self._metrics[mode]["mean_token_accuracy"].append(accuracy.item())
-            return (loss, {"logits": logits.detach()}) if return_outputs else loss
-
-    return LabelledOnly
-
-
 def _recorder(out: Path, resume_at: int, progress: Progress) -> Any:
     """A trainer callback that writes the trajectory and reports progress."""
     from transformers import TrainerCallback
@@ -238,6 +112,7 @@ def _recorder(out: Path, resume_at: int, progress: Progress) -> Any:
     class Recorder(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
             self.trajectory = Trajectory(out / FILE, resume_at=resume_at)
+            self.validated = {r["step"] for r in read_trajectory(out / FILE) if r["split"] == "validation"}
             self.seconds_before = _elapsed(out) if resume_at else 0.0
             self.started = time.monotonic()
 
@@ -251,6 +126,10 @@ def _recorder(out: Path, resume_at: int, progress: Progress) -> Any:
                 split, prefix = "validation", "eval_"
             else:
                 return
+            if split == "validation":
+                if state.global_step in self.validated:  # a resumed run begins with a validation of its own
+                    return
+                self.validated.add(state.global_step)
             record = {
                 "step": state.global_step,
                 "split": split,
@@ -298,7 +177,7 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _summary(
-    records: list[dict[str, Any]], data: _Data, section: TrainSection, model: Any, seconds: float
+    records: list[dict[str, Any]], data: Data, section: TrainSection, model: Any, seconds: float
 ) -> dict[str, Any]:
     train = [r for r in records if r["split"] == "train"]
     validation = [r for r in records if r["split"] == "validation"]

@@ -60,7 +60,7 @@ def tokenize_split(
     exchange does not fit it is dropped. Both are reported, by id.
 
     Raises:
-        DataError: nothing is left.
+        DataError: nothing is left, or an answer cannot be found again among the tokens.
     """
     template = training_template(tokenizer)
     examples, cut, dropped = [], [], []
@@ -91,4 +91,13 @@ def _tokenize(
         as_dicts(conversation), chat_template=template, return_dict=True, return_assistant_tokens_mask=True
     )
     ids, mask = list(encoded["input_ids"]), encoded["assistant_masks"]
+    # transformers gives up silently at an answer whose first character has no token of its own: some tokenizers
+    # leave a leading space out of their offsets
+    marked = sum(now and not before for before, now in zip([0, *mask], mask, strict=False))
+    answers = sum(message.role == "assistant" for message in conversation)
+    if marked != answers:
+        raise DataError(
+            f"Only {marked} of the {answers} answers of {example_id!r} could be marked as learned.",
+            "An answer must not begin with a space.",
+        )
     return Tokenized(example_id, ids, [i if learned else IGNORED for i, learned in zip(ids, mask, strict=True)])

@@ -1,0 +1,211 @@
+"""Renders the model card of a run. Every figure in it is read from an artifact; what is missing is said to be missing.
+
+Knows the rules for names and licences of Llama derivatives, and what the hub accepts as metadata.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from karma_electric.core.errors import RecipeError
+from karma_electric.core.recipe import Recipe, load_recipe
+from karma_electric.evidence import Evidence, read_run
+from karma_electric.rendering import environment
+
+_TEMPLATE = "card.md.jinja"
+_TAGS = ("ethics", "alignment", "activation-steering", "qlora", "red-teaming")
+_LLAMA_3 = re.compile(r"llama-(3(?:\.\d)?)", re.IGNORECASE)
+_LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual|code")
+_SMALL = 1_000_000_000  # parameters below which the card says what so small a model cannot show
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file worth downloading."""
+
+    path: str
+    bytes: int
+    sha256: str
+    description: str
+
+
+@dataclass(frozen=True)
+class LlamaTerms:
+    """What the licence of a Llama derivative asks a card to say."""
+
+    built_with: str
+    notice: str
+
+
+def render_card(run: Path, recipe: Recipe, *, earlier: Sequence[Path] = ()) -> str:
+    """The model card of a run, as Markdown with a YAML head for the Hugging Face hub.
+
+    Args:
+        run: folder of the run; stages that are missing leave visible gaps.
+        recipe: the recipe of the run.
+        earlier: folders of earlier versions' runs, oldest first, for the version history.
+
+    Raises:
+        RecipeError: name, licence, language or base model that may not be published like this.
+        ArtifactError: a damaged file.
+    """
+    evidence = read_run(run, recipe)
+    terms = llama_terms(recipe, evidence.config)
+    history = [read_run(folder, load_recipe(folder / "recipe.toml")) for folder in earlier]
+    return (
+        environment(autoescape=False)
+        .get_template(_TEMPLATE)
+        .render(
+            metadata=_metadata(evidence),
+            e=evidence,
+            recipe=recipe,
+            terms=terms,
+            history=[*history, evidence],
+            files=published_files(evidence),
+            hardware=hardware(evidence),
+            tag=re.sub(r"[^a-z0-9._-]+", "-", recipe.card.model_name.lower()).strip("-"),
+            small=evidence.base_parameters is not None and evidence.base_parameters < _SMALL,
+        )
+    )
+
+
+def llama_terms(recipe: Recipe, config: dict[str, Any]) -> LlamaTerms | None:
+    """What must be said of a Llama derivative, or None for other models.
+
+    Args:
+        recipe: names the base, the published model and its licence.
+        config: config.json of the merged model, which may name where it came from; may be empty.
+
+    Raises:
+        RecipeError: the published name does not begin with "Llama".
+    """
+    card = recipe.card
+    origin = " ".join([recipe.model.base, card.base_model or "", str(config.get("_name_or_path", ""))])
+    named = _LLAMA_3.search(origin)
+    if not card.license.startswith("llama") and named is None:
+        return None
+    if not card.model_name.startswith("Llama"):
+        why = f"licence {card.license}" if card.license.startswith("llama") else f"base {named and named.group()}"
+        raise RecipeError(
+            f"card.model_name is {card.model_name!r}, but names of Llama derivatives begin with 'Llama' ({why}).",
+            f'Write card.model_name = "Llama-{card.model_name}"',
+        )
+    version = card.license.removeprefix("llama") if card.license.startswith("llama") else named and named.group(1)
+    family = "Meta Llama 3" if version == "3" else f"Llama {version}".strip()
+    return LlamaTerms(
+        built_with="Built with Meta Llama 3" if version == "3" else "Built with Llama",
+        notice=f"{family} is licensed under the {family} Community License, "
+        "Copyright © Meta Platforms, Inc. All Rights Reserved.",
+    )
+
+
+def published_files(evidence: Evidence) -> list[PublishedFile]:
+    """The files of a run that somebody would download, the ready-made ones first."""
+    found: list[PublishedFile] = []
+    for stage in ("gguf", "capped", "merged", "adapter", "axis"):
+        if stage not in evidence.artifacts:
+            continue
+        manifest = evidence.artifacts[stage].manifest
+        for name in sorted(manifest.files):
+            description = _describe(stage, name)
+            if description:
+                found.append(PublishedFile(f"{stage}/{name}", manifest.sizes[name], manifest.files[name], description))
+    return found
+
+
+def hardware(evidence: Evidence) -> str:
+    """What the model was trained on, in words; empty where it was not trained."""
+    if "adapter" not in evidence.artifacts:
+        return ""
+    machine = evidence.artifacts["adapter"].manifest.hardware
+    if machine.get("gpus"):
+        gpus = list(machine["gpus"])
+        return ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
+    return f"{machine.get('cores')} CPU cores ({machine.get('processor') or machine.get('machine')})"
+
+
+def _describe(stage: str, name: str) -> str:
+    """What a file is, or nothing where it goes without saying (tokenizers, configurations, plots)."""
+    suffix = PurePosixPath(name).suffix
+    if stage == "gguf" and suffix == ".gguf":
+        return (
+            "Capped model for Ollama and llama.cpp" if "capped" in name else "Uncapped model for Ollama and llama.cpp"
+        )
+    if stage == "gguf" and name.startswith("Modelfile"):
+        return "Ollama settings of the capped model" if "capped" in name else "Ollama settings of the uncapped model"
+    if suffix == ".safetensors" and stage in ("capped", "merged", "adapter"):
+        weights = name.startswith("model") or stage == "adapter"
+        return {
+            "capped": "Full weights with the cap neurons, for stock transformers or vLLM",
+            "merged": "Full weights without the cap, for steering with hooks",
+            "adapter": "LoRA adapter alone",
+        }[stage] * weights
+    return {"axis.safetensors": "Axis: one direction per block and site", "cap.json": "Cap: blocks and thresholds"}.get(
+        name if stage == "axis" else "", ""
+    )
+
+
+def _metadata(evidence: Evidence) -> str:
+    """The YAML head. Raises `RecipeError` for what the hub would refuse."""
+    from huggingface_hub import ModelCardData
+
+    card = evidence.recipe.card
+    if not _LICENSE_ID.fullmatch(card.license):
+        raise RecipeError(
+            f"card.license is {card.license!r}.", "Use the hub's identifier, such as apache-2.0 or llama3.1."
+        )
+    for language in card.language:
+        if not _LANGUAGE.fullmatch(language):
+            raise RecipeError(f"card.language holds {language!r}.", "Use ISO 639 codes, such as en.")
+    model_type = evidence.config.get("model_type")
+    return ModelCardData(
+        license=card.license,
+        base_model=_base_model(evidence.recipe),
+        language=list(card.language),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=[*_TAGS, *([model_type] if model_type else [])],
+        model_name=card.model_name,
+        eval_results=_eval_results(evidence) or None,
+    ).to_yaml()
+
+
+def _base_model(recipe: Recipe) -> str | None:
+    """Hub id of the base model; None where the base has none (a local folder, the embedded model)."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    base = recipe.model.base
+    hub_like = base.count("/") == 1 and not base.startswith((".", "/", "~", "builtin:")) and not Path(base).exists()
+    asked = recipe.card.base_model or (base if hub_like else None)
+    if asked is None:
+        return None
+    try:
+        validate_repo_id(asked)
+    except HFValidationError as error:
+        raise RecipeError(f"card.base_model: {asked!r} is not a hub id ({error}).", "Write owner/name.") from None
+    return asked
+
+
+def _eval_results(evidence: Evidence) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    suite = PurePosixPath(evidence.recipe.redteam.suite).stem
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Red-team",
+            dataset_type=suite,
+            dataset_name=f"{suite} (synthetic adversarial scenarios)",
+            metric_type="pass_rate",
+            metric_name=f"Pass rate of scored scenarios, arm {arm.name}",
+            metric_value=round(float(arm.summary["pass_rate_scored"]["value"]), 4),
+        )
+        for arm in evidence.arms
+        if arm.summary["pass_rate_scored"]["value"] is not None
+    ]

@@ -1,0 +1,169 @@
+"""Builds the pieces of a training run: the adapted model, and a trl trainer whose loss skips what is not learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from karma_electric.core.errors import InputError
+from karma_electric.core.recipe import TrainSection
+from karma_electric.models.loading import load_model, pick_device
+from karma_electric.train.tokenize import IGNORED, TokenizedSplit
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both splits, tokenised."""
+
+    train: TokenizedSplit
+    validation: TokenizedSplit
+
+
+def adapted_model(base: Path, section: TrainSection, compute: torch.dtype) -> PeftModel:
+    """The base model, in NF4 if the recipe says so, with fresh LoRA adapters (seed them beforehand).
+
+    Raises:
+        InputError: the model has no such linear layers.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig
+
+    quantisation = None
+    if section.quantisation == "nf4":
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+        )
+    model = load_model(base, dtype=compute, quantisation=quantisation)
+    if quantisation is not None and section.gradient_checkpointing:
+        model = prepare_model_for_kbit_training(model)
+    _check_targets(model, section.target_modules)
+    config = LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,
+        lora_dropout=section.dropout,
+        target_modules=section.target_modules,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def _check_targets(model: Any, targets: list[str]) -> None:
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    unknown = [target for target in targets if target not in names]
+    if unknown:
+        linear = sorted(n for n in names if n.endswith("proj") or n.startswith("fc"))
+        raise InputError(f"train.target_modules: the model has no {unknown[0]!r}.", f"It has {', '.join(linear)}.")
+
+
+def build_trainer(
+    trainer_class: Any,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Data,
+    section: TrainSection,
+    checkpoints: Path,
+    compute: torch.dtype,
+    *,
+    callbacks: Sequence[Any] = (),
+) -> Any:
+    """A trl trainer with the recipe's hyper-parameters, on tokenised data, silent but for `callbacks`."""
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTConfig
+
+    def dataset(split: TokenizedSplit) -> Any:
+        return Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in split.examples])
+
+    device = pick_device()
+    arguments = SFTConfig(
+        output_dir=str(checkpoints),
+        num_train_epochs=section.epochs,
+        per_device_train_batch_size=section.batch_size,
+        per_device_eval_batch_size=section.batch_size,
+        gradient_accumulation_steps=section.gradient_accumulation,
+        learning_rate=section.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=section.warmup_fraction,  # below 1 it is a share of all steps
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_grad_norm,
+        optim="paged_adamw_8bit" if device == "cuda" else "adamw_torch",
+        max_length=None,  # already cut, at turn boundaries
+        gradient_checkpointing=section.gradient_checkpointing,
+        bf16=compute.itemsize == 2,
+        use_cpu=device == "cpu",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would log a diverged loss as 0
+        save_steps=section.save_steps,
+        save_total_limit=2,
+        eval_strategy="epoch",
+        eval_on_start=True,
+        seed=section.seed,
+        data_seed=section.seed,
+        report_to=[],
+        disable_tqdm=True,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=False,
+    )
+    trainer = trainer_class(
+        model=model,
+        args=arguments,
+        train_dataset=dataset(data.train),
+        eval_dataset=dataset(data.validation),
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)  # progress is reported by callbacks of ours
+    return trainer
+
+
+def labelled_only(trainer_class: Any) -> Any:
+    """A trainer whose vocabulary projection and loss cover the labelled positions only.
+
+    The same loss as trl's `nll`; prompt and padding positions, most of a batch, are never projected.
+    """
+
+    class LabelledOnly(trainer_class):  # type: ignore[misc]
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            import torch
+
+            causal_lm = self.accelerator.unwrap_model(model).get_base_model()
+            with self.compute_loss_context_manager():
+                hidden = causal_lm.get_decoder()(
+                    input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+                ).last_hidden_state  # [batch, seq, hidden]
+                targets = inputs["labels"][:, 1:]
+                learned = targets != IGNORED
+                logits = causal_lm.get_output_embeddings()(hidden[:, :-1][learned])  # [learned, vocabulary]
+            targets = targets[learned]
+            loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+            loss = loss / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
+            mode = "train" if self.model.training else "eval"
+            accuracy = (logits.detach().argmax(-1) == targets).float().mean()
+            self._metrics[mode]["mean_token_accuracy"].append(accuracy.item())
+            return (loss, {"logits": logits.detach()}) if return_outputs else loss
+
+        def evaluate(self, *arguments: Any, **keywords: Any) -> Any:
+            """Leave the random state as it was: a run resumed at the end of an epoch skips that validation."""
+            import torch
+
+            with torch.random.fork_rng():
+                return super().evaluate(*arguments, **keywords)
+
+    return LabelledOnly

@@ -1,0 +1,475 @@
+"""The cap: h <- h - alpha * max(0, <h, v> - t) * v, at both sites, whatever the batch, the cache and the padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
+
+import tiny
+from karma_electric.core.errors import ArtifactError, InputError, KarmaError
+from karma_electric.models.blocks import SITES, Site
+from karma_electric.models.chat_template import prompt_ids
+from karma_electric.models.loading import load_model
+from karma_electric.steer.cap import (
+    Cap,
+    CapMeter,
+    CapSpec,
+    capped,
+    check_model,
+    corrected,
+    describe,
+    excess,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+both_sites = pytest.mark.parametrize("site", SITES)
+CLOSE = {"rtol": 1e-4, "atol": 2e-4}  # logits are of size 3; six float32 blocks of another order of operations
+
+
+@pytest.fixture(scope="module")
+def ids(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Three prompts of the same length, [3, seq]."""
+    rows = [prompt_ids(tokenizer, c[:-1]) for c in tiny.chats(12, seed=5)]
+    shortest = min(len(row) for row in rows)
+    return torch.tensor([row[:shortest] for row in rows[:3]])
+
+
+@pytest.fixture(scope="module")
+def caps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[Site, Cap]:
+    """A soft cap per site at blocks 2-4, with half of all tokens above the threshold."""
+    return {site: tiny.cap_at(model, tokenizer, site) for site in SITES}
+
+
+def logits_of(model: PreTrainedModel, ids: torch.Tensor, **more: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids, **more).logits
+
+
+def reference_logits(model: PreTrainedModel, ids: torch.Tensor, cap: Cap, alpha: float) -> torch.Tensor:
+    """The capped model written out by hand, without hooks; the correction in numpy and float64."""
+
+    def correction(h: torch.Tensor, layer: int) -> torch.Tensor:
+        v = cap.directions[layer].double().numpy()
+        over = np.maximum(0.0, h.double().numpy() @ v - cap.spec.thresholds[layer])
+        return torch.from_numpy(-alpha * over[..., None] * v).float()
+
+    with torch.no_grad():
+        h = model.model.embed_tokens(ids)
+        rotary = model.model.rotary_emb(h, torch.arange(ids.shape[1]).unsqueeze(0))
+        for number, block in enumerate(model.model.layers):
+            attention, _ = block.self_attn(
+                hidden_states=block.input_layernorm(h), position_embeddings=rotary, attention_mask=None
+            )
+            a = h + attention
+            h = a + block.mlp(block.post_attention_layernorm(a))
+            if number in cap.spec.layers:
+                h = h + correction(a if cap.spec.site == "mlp" else h, number)
+        return model.lm_head(model.model.norm(h))
+
+
+# The formula
+
+
+vectors = st.lists(st.floats(-50, 50, width=32), min_size=4, max_size=4)
+
+
+@given(h=vectors, v=vectors.filter(lambda x: np.linalg.norm(x) > 1e-3), t=st.floats(-20, 20), alpha=st.floats(0, 1))
+def test_the_formula_is_the_one_in_the_design(h: list[float], v: list[float], t: float, alpha: float) -> None:
+    unit = np.array(v) / np.linalg.norm(v)
+    expected = np.array(h) - alpha * max(0.0, float(np.dot(h, unit)) - t) * unit
+    stream, direction = torch.tensor([h]), torch.tensor(unit, dtype=torch.float32)
+    found = corrected(stream, excess(stream, direction, t), direction, alpha)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-4, atol=1e-3)
+
+
+@both_sites
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 1.0])
+def test_a_capped_model_equals_one_written_out_by_hand(
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site, alpha: float
+) -> None:
+    with capped(model, caps[site], alpha=alpha) as meter:
+        found = logits_of(model, ids)
+    torch.testing.assert_close(found, reference_logits(model, ids, caps[site], alpha), **CLOSE)
+    assert not torch.allclose(found, logits_of(model, ids), atol=0.1), "the cap changed nothing"
+    share = torch.cat([calls[0] for calls in meter.active.values()]).float().mean()
+    assert 0.1 < share < 0.9, "tokens on both sides of the threshold"
+
+
+@both_sites
+def test_alpha_0_is_the_bare_model_bit_for_bit(
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site
+) -> None:
+    with capped(model, caps[site], alpha=0.0):
+        found = logits_of(model, ids)
+    assert torch.equal(found, logits_of(model, ids))
+
+
+@both_sites
+def test_without_an_alpha_the_specs_own_is_used(
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site
+) -> None:
+    with capped(model, caps[site]):
+        default = logits_of(model, ids)
+    with capped(model, caps[site], alpha=caps[site].spec.alpha):
+        assert torch.equal(default, logits_of(model, ids))
+
+
+def test_a_hard_cap_leaves_no_projection_above_the_threshold(
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap]
+) -> None:
+    cap = caps["block"]
+    with capped(model, cap, alpha=1.0):
+        seen = tiny.residuals(model, ids, "block")
+    for layer, t in cap.spec.thresholds.items():
+        projections = seen[layer] @ cap.directions[layer]
+        assert projections.max() <= t + 1e-4
+        assert (projections - t).abs().min() < 1e-4, "some token lies on the ceiling"
+
+
+def test_a_soft_cap_halves_the_excess(model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap]) -> None:
+    cap = caps["block"]
+    first = cap.spec.layers[0]  # the blocks before it are not touched
+    t, v = cap.spec.thresholds[first], cap.directions[first]
+    before = tiny.residuals(model, ids, "block")[first] @ v
+    with capped(model, cap, alpha=0.5):
+        after = tiny.residuals(model, ids, "block")[first] @ v
+    expected = torch.where(before > t, t + 0.5 * (before - t), before)
+    torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_floor_along_the_opposite_direction_is_the_same_cap(
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap]
+) -> None:
+    """Orientation: the paper caps from below along the persona, we from above away from it."""
+    cap, alpha = caps["block"], 0.5
+
+    def floor(towards: torch.Tensor, lowest: float) -> Any:
+        def hook(_: Any, __: Any, h: torch.Tensor) -> torch.Tensor:
+            short = (lowest - h @ towards).clamp(min=0.0)
+            return h + alpha * short.unsqueeze(-1) * towards
+
+        return hook
+
+    handles = [
+        model.model.layers[layer].register_forward_hook(floor(-cap.directions[layer], -cap.spec.thresholds[layer]))
+        for layer in cap.spec.layers
+    ]
+    try:
+        floored = logits_of(model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    with capped(model, cap, alpha=alpha):
+        torch.testing.assert_close(logits_of(model, ids), floored, **CLOSE)
+
+
+# Batches, padding, cache
+
+
+@both_sites
+def test_a_batch_equals_its_rows_one_by_one(
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site
+) -> None:
+    with capped(model, caps[site]):
+        together = logits_of(model, ids)
+        alone = torch.cat([logits_of(model, row.unsqueeze(0)) for row in ids])
+    torch.testing.assert_close(together, alone, **CLOSE)
+
+
+@both_sites
+def test_every_row_has_its_own_alpha(
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site
+) -> None:
+    strengths = [0.0, 0.5, 1.0]
+    with capped(model, caps[site], alpha=strengths):
+        together = logits_of(model, ids)
+    for row, alpha in enumerate(strengths):
+        with capped(model, caps[site], alpha=alpha):
+            alone = logits_of(model, ids[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, **CLOSE)
+
+
+@both_sites
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing_for_real_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: torch.Tensor,
+    caps: dict[Site, Cap],
+    site: Site,
+    side: str,
+) -> None:
+    row, n_pad = ids[0], 5
+    padding = torch.full((n_pad,), tokenizer.pad_token_id)
+    real = torch.tensor([False] * n_pad + [True] * len(row))
+    padded = torch.cat([padding, row])
+    if side == "right":
+        real, padded = real.roll(-n_pad), torch.cat([row, padding])
+    positions = (real.long().cumsum(0) - 1).clamp(min=0)
+    with capped(model, caps[site]):
+        alone = logits_of(model, row.unsqueeze(0))[0]
+        among = logits_of(
+            model,
+            padded.unsqueeze(0),
+            attention_mask=real.long().unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+        )[0, real]
+    torch.testing.assert_close(among, alone, **CLOSE)
+
+
+@both_sites
+def test_decoding_with_a_cache_equals_computing_everything_again(
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site
+) -> None:
+    with capped(model, caps[site]), torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits
+        prefill = model(input_ids=ids[:, :20], use_cache=True)
+        steps, cache = [prefill.logits], prefill.past_key_values
+        for position in range(20, ids.shape[1]):
+            step = model(input_ids=ids[:, position : position + 1], past_key_values=cache, use_cache=True)
+            steps.append(step.logits)
+    assert len(steps) > 5
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole, **CLOSE)
+
+
+# Attaching and detaching
+
+
+@both_sites
+def test_hooks_are_gone_when_the_context_closes(
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site
+) -> None:
+    before, bare = tiny.hook_count(model), logits_of(model, ids)
+    with capped(model, caps[site]):
+        assert tiny.hook_count(model) > before
+    assert tiny.hook_count(model) == before
+    assert torch.equal(logits_of(model, ids), bare)
+
+
+@both_sites
+def test_hooks_are_gone_after_an_exception(
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site
+) -> None:
+    before = tiny.hook_count(model)
+    with pytest.raises(ZeroDivisionError), capped(model, caps[site]):
+        raise ZeroDivisionError
+    assert tiny.hook_count(model) == before
+
+
+@pytest.mark.parametrize(("site", "alpha"), [("block", 0.75), ("mlp", 1.0)])
+def test_nested_caps_both_act(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, site: Site, alpha: float
+) -> None:
+    """Twice alpha 0.5. At `block` the second halves what the first left; at `mlp` both read the same and add up."""
+    cap = tiny.cap_at(model, tokenizer, site, layers=(3,), alpha=0.5)
+    with capped(model, cap):
+        with capped(model, cap):
+            twice = logits_of(model, ids)
+        once = logits_of(model, ids)
+    with capped(model, cap, alpha=alpha):
+        torch.testing.assert_close(twice, logits_of(model, ids), **CLOSE)
+    with capped(model, cap):
+        assert torch.equal(once, logits_of(model, ids)), "the outer cap survives the inner one"
+
+
+@contextmanager
+def returning_tuples(model: PreTrainedModel, layer: int) -> Iterator[None]:
+    """Make one block return a tuple, as all did before transformers 5, and the next one take it."""
+
+    class Older(LlamaDecoderLayer):
+        def forward(self, hidden_states: torch.Tensor, **more: Any) -> Any:
+            return super().forward(hidden_states, **more), "attention weights"
+
+    block, following = model.model.layers[layer], model.model.layers[layer + 1]
+
+    def unpack(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, weights = inputs[0]
+        assert weights == "attention weights", "the rest of the tuple was lost"
+        return (hidden, *inputs[1:])
+
+    handle = following.register_forward_pre_hook(unpack)
+    block.__class__ = Older
+    try:
+        yield
+    finally:
+        handle.remove()
+        block.__class__ = LlamaDecoderLayer
+
+
+@both_sites
+def test_a_block_that_returns_a_tuple_is_capped_alike(
+    fresh_model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site
+) -> None:
+    with capped(fresh_model, caps[site]):
+        expected = logits_of(fresh_model, ids)
+    fresh_model.__dict__.pop("_karma_cap_tested")  # the self-test must pass on tuples as well
+    with returning_tuples(fresh_model, caps[site].spec.layers[1]), capped(fresh_model, caps[site]):
+        found = logits_of(fresh_model, ids)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_bfloat16_model_is_capped_in_float32(tiny_path: Path, ids: torch.Tensor) -> None:
+    model = load_model(tiny_path, dtype="bfloat16", device="cpu")
+    axis, layer = tiny.random_axis(), 3
+    v, t = axis.directions["block"][layer], 0.123
+    cap = Cap.of(CapSpec("", "block", (layer,), {layer: t}, 0.5), axis)
+    before = tiny.residuals(model, ids, "block")[layer]
+    with capped(model, cap):
+        after = tiny.residuals(model, ids, "block")[layer]
+    exact = (before.float() - 0.5 * (before.float() @ v - t).clamp(min=0).unsqueeze(-1) * v).bfloat16()
+    coarse = before - 0.5 * (before @ v.bfloat16() - t).clamp(min=0).unsqueeze(-1) * v.bfloat16()
+    assert after.dtype == torch.bfloat16
+    assert torch.equal(after, exact)
+    assert not torch.equal(after, coarse), "bfloat16 arithmetic gives something else"
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), float("inf"), [0.5, 2.0]])
+def test_an_alpha_outside_0_to_1_is_refused(model: PreTrainedModel, caps: dict[Site, Cap], alpha: Any) -> None:
+    with (
+        pytest.raises(InputError, match=r"expected a number from 0 \(off\) to 1"),
+        capped(model, caps["mlp"], alpha=alpha),
+    ):
+        pass
+
+
+def test_an_axis_of_another_hidden_size_is_refused(model: PreTrainedModel) -> None:
+    cap = Cap.of(CapSpec("", "mlp", (2,), {2: 0.0}, 0.5), tiny.random_axis(hidden=32))
+    with pytest.raises(ArtifactError, match=r"hidden size 32 .* hidden size 64"), capped(model, cap):
+        pass
+
+
+def test_a_cap_beyond_the_last_block_is_refused(model: PreTrainedModel) -> None:
+    cap = Cap.of(CapSpec("", "mlp", (7,), {7: 0.0}, 0.5), tiny.random_axis(n_layers=9))
+    with pytest.raises(ArtifactError, match=r"blocks 7-7, .* blocks 0-5"), capped(model, cap):
+        pass
+
+
+def test_a_spec_beyond_its_axis_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="the axis has 0-5"):
+        Cap.of(CapSpec("", "mlp", (6,), {6: 0.0}, 0.5), tiny.random_axis())
+
+
+def test_a_spec_at_a_site_the_axis_lacks_is_refused() -> None:
+    axis = tiny.random_axis()
+    only_block = replace(axis, directions={"block": axis.directions["block"]})
+    with pytest.raises(ArtifactError, match="no directions for the site 'mlp'"):
+        Cap.of(CapSpec("", "mlp", (2,), {2: 0.0}, 0.5), only_block)
+
+
+class DeafMlp(LlamaMLP):
+    """An MLP that is called past its hooks, as a fused kernel or a compiled block would."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward(x)
+
+
+class DeafBlock(LlamaDecoderLayer):
+    """A block that is called past its hooks."""
+
+    def __call__(self, *inputs: Any, **more: Any) -> torch.Tensor:
+        return self.forward(*inputs, **more)
+
+
+@pytest.mark.parametrize("layer", [2, 3, 4])
+@both_sites
+def test_a_cap_that_does_not_reach_some_block_is_an_error(
+    fresh_model: PreTrainedModel, caps: dict[Site, Cap], site: Site, layer: int
+) -> None:
+    """Each capped block is tried alone: what changes in it must not come from the blocks before it."""
+    block = fresh_model.model.layers[layer]
+    if site == "mlp":
+        block.mlp.__class__ = DeafMlp
+    else:
+        block.__class__ = DeafBlock
+    before = tiny.hook_count(fresh_model)
+    for _ in range(2):  # a failed test is not remembered as passed
+        with pytest.raises(KarmaError, match=f"does not act on block {layer} of"), capped(fresh_model, caps[site]):
+            pass
+    assert tiny.hook_count(fresh_model) == before
+
+
+def test_a_norm_that_is_called_past_its_hooks_is_an_error(fresh_model: PreTrainedModel, caps: dict[Site, Cap]) -> None:
+    class DeafNorm(LlamaRMSNorm):
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return self.forward(x)
+
+    fresh_model.model.layers[3].post_attention_layernorm.__class__ = DeafNorm
+    with pytest.raises(KarmaError, match="called past its hooks; nothing was capped"), capped(fresh_model, caps["mlp"]):
+        pass
+
+
+def test_an_axis_of_another_model_or_template_is_warned_about() -> None:
+    axis = tiny.random_axis()
+    facts = {"fingerprint": "tiny", "template_sha256": "0" * 64, "n_layers": 6, "hidden": 64}
+    assert check_model(axis, **facts) == []
+    assert "another model" in check_model(axis, **{**facts, "fingerprint": "other"})[0]
+    assert "another chat template" in check_model(axis, **{**facts, "template_sha256": "1" * 64})[0]
+    with pytest.raises(ArtifactError, match="6 blocks of hidden size 64, the model has 7 blocks"):
+        check_model(axis, **{**facts, "n_layers": 7})
+
+
+# What is measured
+
+
+def test_the_meter_counts_each_rows_own_response_tokens() -> None:
+    meter = CapMeter((3, 4))
+    yes, no = True, False
+    # prompt of three positions, then one fed-back token per step, for two rows
+    meter.active[3] = [
+        torch.tensor([[yes, yes, yes], [yes, yes, yes]]),
+        torch.tensor([[yes], [no]]),
+        torch.tensor([[no], [yes]]),
+        torch.tensor([[no], [yes]]),
+    ]
+    meter.active[4] = [
+        torch.tensor([[yes, yes, yes], [yes, yes, yes]]),
+        torch.tensor([[yes], [no]]),
+        torch.tensor([[yes], [yes]]),
+        torch.tensor([[no], [yes]]),
+    ]
+    assert meter.response_rates([3, 1]) == pytest.approx([0.5, 0.0])  # row 1 stopped after one token
+    assert meter.response_rates([4, 0]) == pytest.approx([0.5, 0.0])  # the last token is never fed back
+
+
+def test_a_meter_that_saw_only_a_prompt_says_0() -> None:
+    meter = CapMeter((3,))
+    meter.active[3] = [torch.tensor([[True, True]])]
+    assert meter.response_rates([1]) == [0.0]
+
+
+@both_sites
+def test_the_meter_reports_what_was_above_the_threshold(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, site: Site
+) -> None:
+    cap = tiny.cap_at(model, tokenizer, site, layers=(2,))  # one block: nothing before it moves
+    with capped(model, cap) as meter:
+        logits_of(model, ids)
+        logits_of(model, ids[:, :7])
+    projections = tiny.residuals(model, ids, site)[2] @ cap.directions[2]
+    above = projections > cap.spec.thresholds[2]
+    assert [call.shape[1] for call in meter.active[2]] == [ids.shape[1], 7]
+    assert torch.equal(meter.active[2][0], above)
+    expected = above[:, :7].float().mean(1).tolist()
+    assert meter.response_rates([7, 7, 7]) == pytest.approx(expected)
+
+
+def test_a_cap_describes_itself_in_one_line(caps: dict[Site, Cap]) -> None:
+    spec = replace(caps["mlp"].spec, method={"name": "runtime-q"}, cap_rate={"mean": 0.254})
+    assert describe(spec) == "cap at blocks 2-4, site mlp, alpha 0.5, runtime-q, 25% of held-out tokens capped"

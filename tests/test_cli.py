@@ -1,0 +1,503 @@
+"""The commands: help without heavy imports, one line and an exit code for every mistake, what show and verify say."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+import tiny
+from karma_electric.cli.main import guarded, main
+from karma_electric.core.artifact import MANIFEST, seal
+from karma_electric.core.resources import resource_root
+
+ROOT = Path(__file__).resolve().parent.parent
+ORIGINAL = ROOT / "bodhisattva_inference.py"
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "KARMA_DEBUG"} | {
+    "PYTHONPATH": str(ROOT / "src"),
+    "COLUMNS": "100",
+}
+HEAVY = {"torch", "transformers", "numpy", "peft", "datasets", "safetensors", "karma_electric.core.recipe"}
+VERBS = ["run", "chat", "show", "verify", "doctor"]
+RECIPE = """\
+name = "trial"
+model.base = "{base}"
+persona.system_prompt = "Be kind."
+persona.away = [""]
+card.model_name = "trial"
+card.license = "mit"
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def refused(self, code: int, *named: str) -> None:
+        """Check that it ended with this code and one line of error that names all of this."""
+        assert self.code == code, self.err
+        assert "Traceback" not in self.err
+        line = self.err.splitlines()[-1]
+        assert line.startswith("error: ")
+        assert "Unexpected" not in line
+        for part in named:
+            assert part in line
+
+
+def command(*words: object, cwd: Path) -> Ended:
+    """Run a command line in a process of its own, as a user does."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=120
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def karma(*words: object, cwd: Path) -> Ended:
+    """Run `karma`."""
+    return command("-m", "karma_electric", *words, cwd=cwd)
+
+
+def karma_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> Ended:
+    """Run `karma` in this process, where torch is loaded already."""
+    monkeypatch.setattr(sys, "argv", ["karma", *map(str, words)])
+    with pytest.raises(SystemExit) as exited:
+        main()
+    captured = capsys.readouterr()
+    return Ended(int(exited.value.code or 0), captured.out, captured.err)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working folder with a recipe, a base model that is only a config, and a small corpus."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "trial.toml").write_text(RECIPE.format(base=tmp_path / "base"))
+    (tmp_path / "words").mkdir()
+    lines = (resource_root("corpus") / "adversarial.jsonl").read_text(encoding="utf-8").splitlines()[:4]
+    (tmp_path / "words" / "adversarial.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+# --- help
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_help_has_an_example_and_imports_nothing_heavy(tmp_path: Path, verb: str | None) -> None:
+    words = ["--help"] if verb is None else [verb, "--help"]
+    code = (
+        f"import sys; sys.argv = ['karma', *{words!r}]\n"
+        "from karma_electric.cli.main import main\n"
+        "try: main()\n"
+        "finally: print('modules:', *sys.modules)"
+    )
+    ended = command("-c", code, cwd=tmp_path)
+    assert ended.code == 0
+    text, _, modules = ended.out.partition("modules:")
+    assert "Example" in text
+    assert "karma " in text.partition("Example")[2]
+    assert HEAVY & set(modules.split()) == set()
+    if verb is None:  # for options typer itself imports pydantic
+        assert "pydantic" not in modules.split()
+
+
+def test_the_guard_against_heavy_imports_can_fail(tmp_path: Path) -> None:
+    """The names it looks for are those that the commands import when they work."""
+    code = "import sys, torch, transformers, karma_electric.core.recipe; print(*sys.modules)"
+    modules = set(command("-c", code, cwd=tmp_path).out.split())
+    assert {"torch", "transformers", "numpy", "pydantic", "karma_electric.core.recipe"} <= modules
+
+
+def test_every_verb_is_listed(tmp_path: Path) -> None:
+    listed = karma("--help", cwd=tmp_path).out.partition("Commands:")[2].partition("Exit codes")[0]
+    assert [line.split()[0] for line in listed.splitlines() if line.strip()] == VERBS
+
+
+def test_the_exit_codes_are_in_the_help(tmp_path: Path) -> None:
+    text = " ".join(karma("--help", cwd=tmp_path).out.split())
+    assert "0 ok, 1 a check did not pass, 2 wrong usage or bad input, 3 a missing extra, model or artifact" in text
+
+
+def test_the_version(tmp_path: Path) -> None:
+    ended = karma("--version", cwd=tmp_path)
+    assert ended.code == 0
+    assert ended.out.startswith("karma-electric ")
+
+
+# --- mistakes on the command line of `karma run`
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        (["nowhere.toml"], 3, ["'nowhere.toml' does not exist", "Shipped with the package: demo.toml"]),
+        (["words"], 2, ["words is a folder", "Recipes end in .toml."]),
+        (["trial.toml", "--set", "train.epoch=1"], 2, ["unknown key 'train.epoch'", "Did you mean 'epochs'?"]),
+        (["trial.toml", "--set", "train.epochs=many"], 2, ["train.epochs", "found 'many'"]),
+        (["trial.toml", "--set", "epochs"], 2, ["--set 'epochs' is not KEY=VALUE"]),
+        (["trial.toml", "--set", "model.base=./nowhere"], 3, ["'./nowhere' does not exist", "hub id"]),
+        (["trial.toml", "--set", "model.base=words"], 3, ["words is a folder without config.json"]),
+        (["trial.toml", "--set", "model.base=builtin:gpt"], 3, ["no 'builtin:gpt'", "builtin:smollm2-135m"]),
+        (["trial.toml", "--set", "model.base=some-owner/no-model"], 3, ["could not be fetched from the hub"]),
+        (["trial.toml", "--set", "release.corpus=nowhere"], 3, ["corpus: 'nowhere' does not exist"]),
+        (["trial.toml", "--set", "redteam.suite=nowhere"], 3, ["suites: 'nowhere' does not exist", "starter-30"]),
+        (["trial.toml", "--from", "tarin"], 2, ["--from 'tarin' is not a stage", "release, adapter, merged"]),
+        (["trial.toml", "--to", "tarin"], 2, ["--to 'tarin' is not a stage"]),
+        (["trial.toml", "--from", "card", "--to", "release"], 2, ["--from card comes after --to release"]),
+        (["trial.toml", "--from", "axis"], 3, ["runs/trial/release, which is not there", "--from release"]),
+        (["trial.toml", "--run-dir", "trial.toml"], 2, ["trial.toml is a file, expected a folder"]),
+        (["trial.toml", "--run-dir", "trial.toml/x"], 2, ["trial.toml is a file, expected a folder"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] == "trial.toml" else None,
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(folder: Path, words: list[str], code: int, named: list[str]) -> None:
+    before = sorted(folder.rglob("*"))
+    ended = karma("run", *words, cwd=folder)
+    ended.refused(code, *named)
+    assert len(ended.err.splitlines()) == 1
+    assert ended.out == ""
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "words", [["rnu"], ["run"], ["run", "trial.toml", "--sett", "a=1"], ["chat"], ["chat", "base", "--alpha", "strong"]]
+)
+def test_wrong_usage_says_how(folder: Path, words: list[str]) -> None:
+    ended = karma(*words, cwd=folder)
+    assert ended.code == 2
+    assert "Usage: " in ended.err
+    assert "Error: " in ended.err
+    assert "Traceback" not in ended.err
+
+
+# --- bad corpus lines, through the whole command
+
+TURN = '{"role": "user", "content": "Hello?"}'
+BAD_LINES = {
+    "not JSON": ("{'id': 1}", "words.jsonl line 5: not JSON"),
+    "two user turns": (f'"messages": [{TURN}, {TURN}, ', "line 5: user turn after user, expected assistant"),
+}
+
+
+@pytest.mark.parametrize(("kind", "named"), [("json", "not JSON"), ("turns", "user turn after user")])
+def test_a_bad_corpus_line_is_named_and_mending_it_is_enough(folder: Path, kind: str, named: str) -> None:
+    file = folder / "words" / "adversarial.jsonl"
+    good = file.read_text(encoding="utf-8")
+    bad = "{'id': 1}\n"
+    if kind == "turns":
+        example = json.loads(good.splitlines()[0])
+        example |= {"id": "adversarial-9999", "messages": [example["messages"][0], *example["messages"]]}
+        bad = json.dumps(example) + "\n"
+    file.write_text(good + bad, encoding="utf-8")
+    words = ["run", "trial.toml", "--to", "release", "--set", "release.corpus=words"]
+    karma(*words, cwd=folder).refused(2, "adversarial.jsonl line 5: ", named)
+    assert not (folder / "runs" / "trial" / "release").exists()
+    file.write_text(good, encoding="utf-8")
+    assert karma(*words, cwd=folder).code == 0
+    assert karma("verify", "runs/trial", cwd=folder).code == 0
+
+
+def test_a_second_run_in_the_same_folder_is_turned_away(folder: Path) -> None:
+    (folder / "here").mkdir()
+    with FileLock(folder / "here" / ".lock"):
+        ended = karma("run", "trial.toml", "--to", "release", "--run-dir", "here", cwd=folder)
+    ended.refused(2, "Another karma run is working in here.", "--run-dir")
+    assert [path.name for path in (folder / "here").iterdir()] == [".lock"]
+
+
+def test_other_settings_are_refused_with_what_differs(folder: Path) -> None:
+    words = ["run", "trial.toml", "--to", "release", "--set", "release.corpus=words"]
+    assert karma(*words, cwd=folder).code == 0
+    other = [*words, "--set", "release.seed=1"]
+    karma(*other, cwd=folder).refused(2, "runs/trial/release was made from something else: seed: 0 -> 1.", "--force")
+    assert karma(*other, "--force", cwd=folder).code == 0
+
+
+def test_the_recipe_is_kept_with_its_overrides_and_runs_again(folder: Path) -> None:
+    words = ["--to", "release", "--set", "release.corpus=words", "--set", "release.validation_fraction=0.25"]
+    assert karma("run", "trial.toml", *words, cwd=folder).code == 0
+    ended = karma("run", "runs/trial/recipe.toml", "--to", "release", "--json", cwd=folder)
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["stages"] == {"release": "skipped"}
+
+
+def test_a_dry_run_lists_every_stage_and_makes_nothing(folder: Path) -> None:
+    ended = karma("run", "trial.toml", "--dry-run", cwd=folder)
+    assert ended.code == 0
+    lines = dict(line.split(maxsplit=1) for line in ended.out.splitlines())
+    stages = ["release", "adapter", "merged", "axis", "capped", "gguf", "redteam/base", "redteam/tuned"]
+    assert lines == dict.fromkeys([*stages, "redteam/capped", "report", "card"], "would be made")
+    assert not (folder / "runs").exists()
+
+
+# --- show and verify
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of three linked artifacts."""
+    folder = tmp_path / "runs" / "trial"
+    ids: dict[str, str] = {"corpus": "0" * 16}
+    for name, source in (("release", "corpus"), ("adapter", "release"), ("redteam/base", "adapter")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "out.txt").write_text(f"text of {name}")
+        kind = name.partition("/")[0]
+        ids[name] = seal(folder / name, kind=kind, config={"seed": 0}, inputs={source: ids[source]}).id
+    return folder
+
+
+def test_show_lists_the_artifacts_in_the_order_they_are_made(run: Path) -> None:
+    ended = karma("show", run, cwd=run)
+    assert ended.code == 0
+    assert [line.split()[0] for line in ended.out.splitlines()] == ["artifact", "release", "adapter", "redteam/base"]
+    found = json.loads(karma("show", run, "--json", cwd=run).out)
+    assert {name: manifest["kind"] for name, manifest in found.items()} == {
+        "release": "release",
+        "adapter": "adapter",
+        "redteam/base": "redteam",
+    }
+
+
+def test_show_tells_of_one_artifact_everything_its_manifest_holds(run: Path) -> None:
+    ended = karma("show", run / "adapter", cwd=run)
+    manifest = json.loads((run / "adapter" / MANIFEST).read_text())
+    assert ended.code == 0
+    for part in ("adapter", manifest["id"], "out.txt", "seed", manifest["inputs"]["release"], "torch"):
+        assert part in ended.out
+
+
+def test_show_explains_every_key_of_a_recipe(tmp_path: Path) -> None:
+    ended = karma("show", "recipes/demo.toml", cwd=tmp_path)
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert "epochs = 1.0  # passes over the training split" in lines
+    assert 'base = "builtin:smollm2-135m"  # a local folder, a hub id, or builtin:smollm2-135m' in lines
+    assert "[axis]  # Direction extraction and calibration of the cap." in lines
+    assert [line for line in lines if line and "  # " not in line] == []
+
+
+@pytest.mark.parametrize("verb", ["show", "verify"])
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [("base/..", "has no artifacts"), ("nowhere", "nowhere does not exist"), ("base/config.json", "is no run")],
+)
+def test_where_nothing_was_made_it_says_how_to_make_a_run(folder: Path, verb: str, path: str, named: str) -> None:
+    ended = karma(verb, path, cwd=folder)
+    ended.refused(3, named, "karma run recipes/demo.toml")
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_show_of_a_missing_recipe(tmp_path: Path) -> None:
+    karma("show", "nowhere.toml", cwd=tmp_path).refused(3, "'nowhere.toml' does not exist")
+
+
+def test_verify_finds_a_whole_run_ok(run: Path) -> None:
+    ended = karma("verify", run, cwd=run)
+    assert ended.code == 0
+    assert [line.split() for line in ended.out.splitlines()] == [
+        ["release", "ok"],
+        ["adapter", "ok"],
+        ["redteam/base", "ok"],
+    ]
+    assert json.loads(karma("verify", run, "--json", cwd=run).out)["ok"] is True
+
+
+def _replace(run: Path, name: str) -> None:
+    manifest = json.loads((run / name / MANIFEST).read_text())
+    (run / name / MANIFEST).unlink()
+    seal(run / name, kind=manifest["kind"], config={"seed": 1}, inputs=manifest["inputs"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "artifact", "problem"),
+    [
+        (lambda run: (run / "adapter" / "out.txt").write_text("text of adaptor"), "adapter", "out.txt was changed"),
+        (lambda run: (run / "adapter" / "out.txt").unlink(), "adapter", "out.txt is missing"),
+        (lambda run: (run / "adapter" / "more.txt").write_text("x"), "adapter", "more.txt is not in the manifest"),
+        (lambda run: shutil.rmtree(run / "release"), "adapter", "was made from release, which is missing"),
+        (lambda run: _replace(run, "release"), "adapter", "was made from another release"),
+        (lambda run: _replace(run, "adapter"), "redteam/base", "was made from another adapter"),
+    ],
+    ids=["changed", "missing", "added", "input gone", "input replaced", "deeper input replaced"],
+)
+def test_verify_names_what_is_not_intact(
+    run: Path, spoil: Callable[[Path], object], artifact: str, problem: str
+) -> None:
+    spoil(run)
+    ended = karma("verify", run, "--json", cwd=run)
+    ended.refused(1, "1 of ", "artifacts are not intact", "--force")
+    found = json.loads(ended.out)
+    assert found["ok"] is False
+    assert [name for name, problems in found["artifacts"].items() if problems] == [artifact]
+    assert problem in found["artifacts"][artifact][0]
+
+
+def test_verify_of_one_artifact_looks_at_that_one(run: Path) -> None:
+    (run / "adapter" / "out.txt").write_text("text of adaptor")
+    assert karma("verify", run / "release", cwd=run).code == 0
+    karma("verify", run / "adapter", cwd=run).refused(1, "1 of 1 artifacts")
+
+
+def test_verify_of_a_torn_manifest_is_no_traceback(run: Path) -> None:
+    (run / "adapter" / MANIFEST).write_text('{"kind": "adap')
+    karma("verify", run, cwd=run).refused(2, "manifest.json is not JSON", "--force")
+
+
+# --- chat, and the original's command line
+
+
+@pytest.fixture
+def models(folder: Path) -> Path:
+    """Model folders that are only a config, one of them with its cap compiled in."""
+    for name in ("merged", "capped"):
+        shutil.copytree(folder / "base", folder / name)
+    (folder / "capped" / "karma").mkdir()
+    (folder / "capped" / "karma" / "cap_neurons.safetensors").touch()
+    return folder
+
+
+@pytest.mark.parametrize("script", ["karma chat", "original"])
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        (["nowhere/at/all", "--prompt", "Hi"], 3, ["'nowhere/at/all' does not exist"]),
+        (["merged", "--prompt", "  "], 2, ["--prompt is empty"]),
+        (["merged", "--alpha", "1.5", "--prompt", "Hi"], 2, ["--alpha is 1.5", "from 0 (off) to 1 (hard)"]),
+        (["merged", "--alpha=-0.1", "--prompt", "Hi"], 2, ["--alpha is -0.1"]),
+        (["merged", "--alpha", "nan", "--prompt", "Hi"], 2, ["--alpha is nan"]),
+        (["merged", "--cap", "nowhere.json", "--prompt", "Hi"], 3, ["The cap nowhere.json does not exist"]),
+        (["merged", "--cap", "base", "--prompt", "Hi"], 3, ["The cap base does not exist"]),
+        (["merged", "--alpha", "0.5", "--prompt", "Hi"], 3, ["There is no cap beside", "--cap"]),
+        (["merged", "--compare", "--prompt", "Hi"], 3, ["There is no cap beside"]),
+        (["capped", "--alpha", "0.5", "--prompt", "Hi"], 2, ["has its cap compiled into the weights", "merged"]),
+        (["capped", "--cap", "base", "--prompt", "Hi"], 2, ["has its cap compiled into the weights"]),
+    ],
+    ids=lambda value: " ".join(value[:-2]) if isinstance(value, list) and "--prompt" in value else None,
+)
+def test_a_mistake_before_a_chat_is_one_line(
+    models: Path, script: str, words: list[str], code: int, named: list[str]
+) -> None:
+    ended = (
+        karma("chat", *words, cwd=models)
+        if script == "karma chat"
+        else command(ORIGINAL, "--model", *words, cwd=models)
+    )
+    ended.refused(code, *named)
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_the_originals_help_has_an_example(tmp_path: Path) -> None:
+    ended = command(ORIGINAL, "--help", cwd=tmp_path)
+    assert ended.code == 0
+    text = " ".join(ended.out.split())
+    assert "Example: python bodhisattva_inference.py --model ./runs/demo/merged --alpha 0.5 --interactive" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "--model"),
+        (["--model", "m", "--interactive", "--prompt", "Hi"], "exclude each other"),
+        (["--model", "m", "--alpha", "strong"], "invalid float value: 'strong'"),
+        (["--model", "m", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
+        (["--model", "m", "--temperature", "-1"], "--temperature at least 0"),
+    ],
+)
+def test_the_originals_wrong_usage_says_how(tmp_path: Path, words: list[str], named: str) -> None:
+    ended = command(ORIGINAL, *words, cwd=tmp_path)
+    assert ended.code == 2
+    assert ended.err.startswith("usage: bodhisattva_inference.py")
+    assert named in ended.err.splitlines()[-1]
+
+
+def test_a_cap_of_another_hidden_size_is_refused(
+    tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from karma_electric.steer.axis import save_axis
+    from karma_electric.steer.cap import AXIS_FILE, CAP_FILE, CapSpec, save_spec
+
+    save_axis(tiny.random_axis(hidden=32), tmp_path / AXIS_FILE)
+    save_spec(CapSpec(AXIS_FILE, "mlp", (2, 3), {2: 0.0, 3: 0.0}, 0.5), tmp_path / CAP_FILE)
+    ended = karma_here(monkeypatch, capsys, "chat", tiny_path, "--cap", tmp_path, "--prompt", "Hi")
+    ended.refused(2, "hidden size 32", f"{tiny.HIDDEN}")
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_a_damaged_model_is_one_line(
+    tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_path, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    karma_here(monkeypatch, capsys, "chat", tmp_path / "model", "--prompt", "Hi").refused(2, "could not be loaded")
+
+
+# --- however a command ends
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "named"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "The disk is full. Free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "/some/file"), 2, "No permission for /some/file"),
+        (KeyboardInterrupt(), 130, "Stopped. Run the same command again to continue."),
+        (ZeroDivisionError("division\nby zero"), 70, "Unexpected ZeroDivisionError: division. This is a bug."),
+    ],
+    ids=["disk", "permission", "interrupt", "bug"],
+)
+def test_what_nobody_caught_is_one_line_too(
+    error: BaseException, code: int, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as exited:
+        guarded(fail)
+    assert exited.value.code == code
+    [line] = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from karma_electric.cli import inspect, main\n"
+        "def long_work(path): print('at work', flush=True); time.sleep(60)\n"
+        "inspect.artifacts_of = long_work; sys.argv = ['karma', 'show', '.']; main.main()"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, env=ENVIRONMENT, cwd=tmp_path, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "error: Stopped. Run the same command again to continue.\n"
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    """As in `karma show recipes/demo.toml | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "karma_electric", "show", "recipes/demo.toml"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,491 @@
+"""GGUF export: read back value by value, and run by llama.cpp with transformers' own tokens as the yardstick."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFReader, TokenType, quants
+from safetensors.torch import load_file, save_file
+
+import tiny
+from karma_electric.core.errors import ArtifactError, InputError, MissingError
+from karma_electric.export import gguf as export
+from karma_electric.export.gguf import export_gguf
+from karma_electric.export.gguf_vocab import _LLAMA3_PATTERN, _PRE_TOKENIZERS, _TEKKEN_PATTERN
+from karma_electric.export.parity import UNICODE_TEXTS, check_parity
+from karma_electric.models.engines.llamacpp import LlamaCppEngine
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tied": {"tie_word_embeddings": True},
+    "untied": {"tie_word_embeddings": False},
+    "llama3-rope": {"tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE},
+    "linear-rope": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}},
+    "mistral": {"model_type": "mistral", "head_dim": 32, "num_attention_heads": 4, "sliding_window": None},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+}
+
+
+def pre_tokenizer(name: str) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if name == "gpt-2":
+        return words
+    if name == "smollm":
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+    pattern = Regex({"llama-bpe": _LLAMA3_PATTERN, "tekken": _TEKKEN_PATTERN}[name])
+    cut = pre_tokenizers.Split(pattern, "isolated")
+    return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def write_tokenizer(folder: Path, pre: str) -> None:
+    """A byte-level BPE of 600 tokens that has learned numbers, runs of spaces and several scripts."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(ignore_merges=pre in ("llama-bpe", "tekken")))
+    tokenizer.pre_tokenizer = pre_tokenizer(pre)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=list(tiny.SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    generator = random.Random(0)
+    lines = [*(tiny.sentence(generator) for _ in range(100)), *UNICODE_TEXTS * 20]
+    tokenizer.train_from_iterator([*lines, "  \n\n   2024 1999\n\n\n 3's" * 20], trainer)
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=False)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=tiny.SPECIAL[1], eos_token=tiny.SPECIAL[2], pad_token=tiny.SPECIAL[0]
+    )
+    fast.chat_template = tiny.CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+
+
+def write_model(folder: Path, *, shard: str = "1GB", model_type: str = "llama", **settings: Any) -> Path:
+    """A random model of 2 blocks with weights large enough for positions and attention to decide tokens."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    defaults: dict[str, Any] = {
+        "vocab_size": 640,  # more embeddings than tokens
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = AutoConfig.for_model(model_type, **(defaults | settings))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).float()
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(folder, max_shard_size=shard)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The checkpoint of a variant, written on first use. Read only."""
+    made: dict[str, Path] = {}
+
+    def get(variant: str) -> Path:
+        if variant not in made:
+            made[variant] = write_model(tmp_path_factory.mktemp(variant), **VARIANTS[variant])
+            write_tokenizer(made[variant], "smollm")
+        return made[variant]
+
+    return get
+
+
+@pytest.fixture
+def changed(checkpoint: Callable[[str], Path], tmp_path: Path) -> Iterator[Path]:
+    """A copy of the tied checkpoint, to be damaged."""
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    for file in checkpoint("tied").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    yield folder
+    left = [file.name for file in tmp_path.rglob("*") if ".gguf" in file.name]
+    assert left == [], "a refused export left something"
+
+
+def write(folder: Path, out: Path, file_type: Any = "f32") -> GGUFReader:
+    export_gguf(folder, out, file_type=file_type, name="tiny")
+    return GGUFReader(out)
+
+
+def values(reader: GGUFReader) -> dict[str, numpy.ndarray]:
+    return {t.name: quants.dequantize(t.data, t.tensor_type) for t in reader.tensors}
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def to_transformers_rows(rows: numpy.ndarray, head_dim: int) -> numpy.ndarray:
+    """Undo the rotary order row by row: llama.cpp's pair (2i, 2i+1) is transformers' (i, i + head_dim/2)."""
+    undone = numpy.empty_like(rows)
+    for place in range(len(rows)):
+        head, row = divmod(place, head_dim)
+        undone[head * head_dim + row // 2 + (row % 2) * (head_dim // 2)] = rows[place]
+    return undone
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_tensor_is_there_with_its_values(variant: str, checkpoint, tmp_path: Path) -> None:
+    folder = checkpoint(variant)
+    config = json.loads((folder / "config.json").read_text())
+    head_dim = config.get("head_dim") or 16
+    found = values(write(folder, tmp_path / "x.gguf"))
+    found.pop("rope_freqs.weight", None)
+    parts = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+        "model.layers.": "blk.",
+    }
+    expected = load_file(folder / "model.safetensors")
+    assert len(found) == len(expected)
+    assert ("output.weight" in found) == (not config["tie_word_embeddings"])
+    for name, tensor in expected.items():
+        target = name
+        for theirs, ours in parts.items():
+            target = target.replace(theirs, ours)
+        value = found[target]
+        if ".attn_q." in target or ".attn_k." in target:
+            assert not numpy.array_equal(value, tensor.numpy())
+            value = to_transformers_rows(value, head_dim)
+        numpy.testing.assert_array_equal(value, tensor.numpy(), err_msg=target)
+
+
+def test_q8_0_is_within_half_a_step_of_each_block(checkpoint, tmp_path: Path) -> None:
+    exact = values(write(checkpoint("untied"), tmp_path / "a.gguf"))
+    reader = write(checkpoint("untied"), tmp_path / "b.gguf", "q8_0")
+    for tensor in reader.tensors:
+        norm = tensor.name.endswith("norm.weight")
+        assert tensor.tensor_type == (GGMLQuantizationType.F32 if norm else GGMLQuantizationType.Q8_0), tensor.name
+        close = quants.dequantize(tensor.data, tensor.tensor_type)
+        blocks = exact[tensor.name].reshape(-1, 32)
+        largest = numpy.abs(blocks).max(axis=1, keepdims=True)
+        # half a step of largest / 127, and the rounding of the step itself to float16
+        tolerance = 0 if norm else largest * (0.5 / 127 + 2.0**-11)
+        assert (numpy.abs(close.reshape(-1, 32) - blocks) <= tolerance).all(), tensor.name
+
+
+@pytest.mark.parametrize(("file_type", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16)])
+def test_half_precision_rounds_to_nearest(file_type: str, dtype: torch.dtype, checkpoint, tmp_path: Path) -> None:
+    exact = values(write(checkpoint("tied"), tmp_path / "a.gguf"))
+    reader = write(checkpoint("tied"), tmp_path / "b.gguf", file_type)
+    assert reader.get_tensor(0).tensor_type.name == file_type.upper()
+    for name, value in values(reader).items():
+        rounded = torch.from_numpy(exact[name].copy())
+        if rounded.dim() > 1:
+            rounded = rounded.to(dtype).float()
+        numpy.testing.assert_array_equal(value, rounded.numpy(), err_msg=name)
+
+
+def test_llama3_frequencies_are_those_of_transformers(checkpoint, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = AutoConfig.from_pretrained(checkpoint("llama3-rope"))
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 1.0 / 10_000.0 ** (torch.arange(0, 16, 2) / 16)
+    factors = values(write(checkpoint("llama3-rope"), tmp_path / "x.gguf"))["rope_freqs.weight"]
+    numpy.testing.assert_allclose(factors, (plain / scaled).numpy(), rtol=1e-5)
+    assert len({round(float(f), 4) for f in factors}) >= 3, "low, high and blended frequencies are all there"
+
+
+def test_shards_give_the_same_file(checkpoint, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "sharded", shard="100KB", **VARIANTS["tied"])
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    write_tokenizer(folder, "smollm")
+    write(folder, tmp_path / "a.gguf", "q8_0")
+    write(checkpoint("tied"), tmp_path / "b.gguf", "q8_0")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_small_chunks_give_the_same_file(checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(checkpoint("mistral"), tmp_path / "a.gguf", "q8_0")
+    monkeypatch.setattr(export, "_CHUNK_ELEMENTS", 5 * 64)  # 5 rows, and one head of 32 where rows are reordered
+    write(checkpoint("mistral"), tmp_path / "b.gguf", "q8_0")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_a_padded_mlp_is_written_and_a_ragged_one_falls_back_to_f16(tmp_path: Path) -> None:
+    types = {}
+    for size in (96 + 32, 100):
+        folder = write_model(tmp_path / str(size), intermediate_size=size)
+        write_tokenizer(folder, "smollm")
+        reader = write(folder, tmp_path / f"{size}.gguf", "q8_0")
+        assert reader.fields["llama.feed_forward_length"].contents() == size
+        types[size] = {t.name: t.tensor_type.name for t in reader.tensors}
+    assert types[128]["blk.0.ffn_down.weight"] == "Q8_0"
+    assert types[100]["blk.0.ffn_down.weight"] == "F16"
+    assert types[100]["blk.0.ffn_up.weight"] == "Q8_0"
+
+
+def test_metadata_and_vocabulary(checkpoint, tmp_path: Path) -> None:
+    folder, out = checkpoint("tied"), tmp_path / "made" / "x.gguf"
+    lineage = {"release": "abc123", "cap": "def456"}
+    summary = export_gguf(folder, out, file_type="bf16", name="Karma", lineage=lineage, license_id="apache-2.0")
+    reader = GGUFReader(out)
+    assert (summary.path, summary.bytes, summary.n_tensors) == (out, out.stat().st_size, len(reader.tensors))
+    fields = {key: field.contents() for key, field in reader.fields.items()}
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    expected = {
+        "general.architecture": "llama",
+        "general.name": "Karma",
+        "general.license": "apache-2.0",
+        "general.file_type": 32,
+        "karma.release": "abc123",
+        "karma.cap": "def456",
+        "llama.block_count": 2,
+        "llama.context_length": 512,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.rope.dimension_count": 16,
+        "llama.rope.freq_base": 10_000.0,
+        "llama.vocab_size": 640,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": tiny.CHAT_TEMPLATE,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in tokenizer["model"]["merges"]],
+    }
+    assert {key: fields[key] for key in expected} == expected
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    assert len(tokens) == len(types) == 640
+    assert {t: i for i, t in enumerate(tokens) if types[i] == TokenType.NORMAL}.items() <= tokenizer["model"][
+        "vocab"
+    ].items()
+    assert types[:3] == [TokenType.CONTROL] * 3
+    assert types[tokens.index("<tool>")] == TokenType.USER_DEFINED
+    assert types[601:] == [TokenType.UNUSED] * 39
+    assert tokens[639] == "[PAD639]"
+
+
+def greedy_by_transformers(folder: Path, prompts: list[list[int]], n: int) -> list[list[int]]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    answers = []
+    for prompt in prompts:
+        ids = list(prompt)
+        with torch.no_grad():
+            for _ in range(n):  # without a cache: the whole sequence every time
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        answers.append(ids[len(prompt) :])
+    return answers
+
+
+def greedy_by_llama_cpp(file: Path, prompts: list[str], n: int) -> list[list[int]]:
+    engine = LlamaCppEngine(file, context=256, slots=2, threads=2, precision="exact")
+    try:
+        return engine.greedy_tokens(prompts, n)
+    finally:
+        engine.close()
+
+
+PROMPTS = ["My neighbour lost the medicine today. What should I do?", "She hides 1999 letters since the war. " * 2]
+N_TOKENS = 12
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_llama_cpp_continues_like_transformers(variant: str, checkpoint, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    folder = checkpoint(variant)
+    export_gguf(folder, tmp_path / "x.gguf", file_type="f32", name="tiny")
+    ids = [Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids for text in PROMPTS]
+    expected = greedy_by_transformers(folder, ids, N_TOKENS)
+    assert len(set(map(tuple, expected))) == len(PROMPTS)
+    assert greedy_by_llama_cpp(tmp_path / "x.gguf", PROMPTS, N_TOKENS) == expected
+
+
+@pytest.mark.parametrize("mistake", ["rotary order", "rope factors"])
+def test_the_comparison_sees_mistakes(
+    mistake: str, checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_gguf(checkpoint("llama3-rope"), tmp_path / "right.gguf", file_type="f32", name="tiny")
+    if mistake == "rotary order":
+        monkeypatch.setattr(export, "interleave_rotary", lambda rows, _: rows)
+    else:
+        monkeypatch.setattr(export, "rope_factors", lambda _, dim: torch.ones(dim // 2))
+    export_gguf(checkpoint("llama3-rope"), tmp_path / "wrong.gguf", file_type="f32", name="tiny")
+    right, wrong = (greedy_by_llama_cpp(tmp_path / f"{name}.gguf", PROMPTS, N_TOKENS) for name in ("right", "wrong"))
+    assert right != wrong
+
+
+@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "tekken"])
+def test_llama_cpp_tokenizes_like_tokenizers(pre: str, checkpoint, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((checkpoint("tied") / name).read_bytes())
+    write_tokenizer(folder, pre)
+    assert write(folder, tmp_path / "x.gguf").fields["tokenizer.ggml.pre"].contents() == pre
+    theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    engine = LlamaCppEngine(tmp_path / "x.gguf", context=256, slots=1)
+    try:
+        different = [t for t in UNICODE_TEXTS if engine.tokenize(t) != theirs.encode(t, add_special_tokens=False).ids]
+        if pre == "tekken":  # llama.cpp's own pattern for it cuts at combining marks
+            different = [text for text in different if not any(unicodedata.category(c)[0] == "M" for c in text)]
+    finally:
+        engine.close()
+    assert different == []
+
+
+def test_parity_sees_a_wrong_pre_tokenizer(checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_PRE_TOKENIZERS, ("digits", "bytes+words"), "gpt-2")
+    write(checkpoint("tied"), tmp_path / "x.gguf")
+    parity = check_parity(checkpoint("tied"), tmp_path / "x.gguf", prompts=["a"], system="", max_new_tokens=1)
+    assert not parity.token_ids_equal
+    assert "two  3s,   40 and\n\n 5" in parity.differing_texts
+    assert "Hello world" not in parity.differing_texts
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"architectures": ["GemmaForCausalLM"]}, InputError, "GemmaForCausalLM.*convert_hf_to_gguf.py"),
+        ({"hidden_act": "gelu"}, InputError, "gelu"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, InputError, "quantised"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, InputError, "yarn.*convert_hf_to_gguf.py"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, ArtifactError, "factor"),
+        ({"tie_word_embeddings": False}, ArtifactError, r"no tensor for output\.weight"),
+        ({"num_hidden_layers": 3}, ArtifactError, r"no tensor for blk\.2"),
+        ({"num_hidden_layers": 1}, InputError, r"model\.layers\.1\."),
+        ({"intermediate_size": 128}, ArtifactError, r"shape \[96, 64\].*\[128, 64\]"),
+        ({"vocab_size": 300}, ArtifactError, "shape"),
+        ({"rms_norm_eps": None}, ArtifactError, "rms_norm_eps"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(changes, error, message: str, changed: Path, tmp_path: Path) -> None:
+    edit_json(changed / "config.json", **changes)
+    with pytest.raises(error, match=message):
+        write(changed, tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace.*llama-bpe.*smollm"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
+        ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
+        ({"model": {"type": "Unigram", "vocab": []}}, "Unigram.*convert_hf_to_gguf.py"),
+        ({"model": {"type": "BPE", "byte_fallback": True, "vocab": {}}}, "byte-level"),
+    ],
+)
+def test_an_unknown_tokenizer_is_refused(changes, message: str, changed: Path, tmp_path: Path) -> None:
+    edit_json(changed / "tokenizer.json", **changes)
+    with pytest.raises(InputError, match=message):
+        write(changed, tmp_path / "x.gguf")
+
+
+def test_a_training_template_is_refused(changed: Path, tmp_path: Path) -> None:
+    (changed / "chat_template.jinja").write_text("{% generation %}{% endgeneration %}")
+    with pytest.raises(InputError, match="training template"):
+        write(changed, tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("value", "file_type", "error", "message"),
+    [(float("nan"), "q8_0", ArtifactError, "NaN"), (-1e5, "f16", InputError, "exceeds float16")],
+)
+def test_a_value_the_file_cannot_hold_is_refused(
+    value: float, file_type: str, error, message: str, changed: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(changed / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][63, 5] = value
+    save_file(tensors, changed / "model.safetensors")
+    with pytest.raises(error, match=message):
+        write(changed, tmp_path / "x.gguf", file_type)
+
+
+def test_a_truncated_checkpoint_is_refused(changed: Path, tmp_path: Path) -> None:
+    whole = (changed / "model.safetensors").read_bytes()
+    (changed / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        write(changed, tmp_path / "x.gguf")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"config\.json"):
+        write(tmp_path, tmp_path / "x.gguf")
+
+
+def test_a_failed_write_leaves_the_old_file(checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "x.gguf"
+    out.write_text("old")
+    read = export._Checkpoint.rows
+
+    def fail(self: Any, name: str, first: int, last: int) -> torch.Tensor:
+        if name.startswith("model.layers.1."):
+            raise OSError("the disk went away")
+        return read(self, name, first, last)
+
+    monkeypatch.setattr(export._Checkpoint, "rows", fail)
+    with pytest.raises(OSError, match="went away"):
+        write(checkpoint("tied"), out)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.gguf"]
+    assert out.read_text() == "old"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from karma_electric.export import gguf
+gguf._Checkpoint.rows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+gguf.export_gguf(Path(sys.argv[1]), Path(sys.argv[2]), file_type="f32", name="tiny")
+"""
+
+
+def test_a_kill_leaves_no_file_and_the_next_export_cleans_up(checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(checkpoint("tied")), str(out)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [file.name for file in tmp_path.iterdir()] == [".x.gguf.tmp"], "killed while writing"
+    write(checkpoint("tied"), out)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.gguf"]

@@ -1,0 +1,182 @@
+"""llama.cpp in process: the answers transformers gives, and the parity check that says so."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+
+import tiny
+from karma_electric.core.errors import ArtifactError, InputError, MissingError
+from karma_electric.core.messages import Conversation, as_dicts, assistant, system, user
+from karma_electric.export import gguf as export
+from karma_electric.export.gguf import export_gguf
+from karma_electric.export.parity import check_parity
+from karma_electric.models.engines.llamacpp import LlamaCppEngine, compile_template
+from karma_electric.models.engines.protocol import Engine, Sampling
+
+CONVERSATIONS: list[Conversation] = [
+    [system(tiny.PERSONA), user("My neighbour lost the medicine today.")],
+    [user("Hello?")],
+    [system(""), user("A nurse hides a letter."), assistant("Why?"), user("She wants some money 12")],
+    [system("Be brief."), user("What should I do? " * 3)],
+    [user("Our teacher remembers the truth.")],
+    [system(tiny.PERSONA), user("línea 🙂\n\nthe dog")],
+]
+GREEDY = Sampling(temperature=0.0, max_new_tokens=16)
+SAMPLED = Sampling(temperature=1.0, top_p=0.95, max_new_tokens=16, seed=7)
+PROMPTS = [conversation[-1].content for conversation in CONVERSATIONS]
+
+
+@pytest.fixture(scope="module")
+def file(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    export_gguf(tiny_path, out, file_type="f32", name="tiny")
+    return out
+
+
+@pytest.fixture(scope="module")
+def engine(file: Path) -> Iterator[LlamaCppEngine]:
+    engine = LlamaCppEngine(file, context=256, slots=3, threads=2, precision="exact")
+    yield engine
+    engine.close()
+
+
+def test_it_is_an_engine(engine: LlamaCppEngine) -> None:
+    checked: Engine = engine
+    assert checked.name == "llamacpp"
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+def test_the_prompt_is_what_transformers_renders(conversation: Conversation, engine: LlamaCppEngine, tokenizer) -> None:
+    messages = as_dicts(conversation)
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert engine.render(conversation) == expected
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert engine.tokenize(expected) == ids
+
+
+def test_greedy_answers_are_those_of_transformers_in_order(engine: LlamaCppEngine, model, tokenizer) -> None:
+    answers = engine.generate(CONVERSATIONS, GREEDY)
+    for conversation, answer in zip(CONVERSATIONS, answers, strict=True):
+        prompt = engine.tokenize(engine.render(conversation))
+        ids = list(prompt)
+        with torch.no_grad():
+            while len(ids) < len(prompt) + GREEDY.max_new_tokens and ids[-1] != tokenizer.eos_token_id:
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        new = ids[len(prompt) :]
+        assert answer.text == tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert answer.usage.prompt_tokens == len(prompt)
+        assert answer.usage.completion_tokens == len(new)
+        assert answer.finish_reason == ("stop" if new[-1] == tokenizer.eos_token_id else "length")
+    assert len({answer.text for answer in answers}) == len(answers)
+
+
+def test_an_answer_ends_at_the_end_of_turn(file: Path, engine: LlamaCppEngine) -> None:
+    long = engine.generate([[user(text)] for text in PROMPTS], Sampling(1.5, 1.0, max_new_tokens=200, seed=1))
+    stopped = [answer for answer in long if answer.finish_reason == "stop"]
+    assert stopped, "of 200 random tokens one is the end of turn"
+    assert all("<|im_end|>" not in answer.text and answer.usage.completion_tokens < 200 for answer in stopped)
+
+
+def test_a_seed_repeats_its_answer_and_another_differs(engine: LlamaCppEngine) -> None:
+    first, again = (engine.generate(CONVERSATIONS[:1], SAMPLED)[0].text for _ in range(2))
+    other = engine.generate(CONVERSATIONS[:1], Sampling(1.0, 0.95, max_new_tokens=16, seed=8))[0].text
+    assert first == again != other
+
+
+def test_the_same_conversation_twice_in_a_batch_is_sampled_twice(engine: LlamaCppEngine) -> None:
+    first, second = engine.generate([CONVERSATIONS[0]] * 2, SAMPLED)
+    assert first.text != second.text
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+def test_a_stream_is_the_answer_in_pieces(sampling: Sampling, engine: LlamaCppEngine) -> None:
+    pieces = list(engine.stream(CONVERSATIONS[0], sampling))
+    assert len(pieces) > 3
+    assert "".join(pieces) == engine.generate(CONVERSATIONS[:1], sampling)[0].text
+
+
+def test_a_stream_can_be_left(engine: LlamaCppEngine) -> None:
+    stream = engine.stream(CONVERSATIONS[0], Sampling(max_new_tokens=200))
+    next(stream)
+    stream.close()
+    assert engine.generate(CONVERSATIONS[:1], GREEDY)[0].text
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_alpha_is_refused(alpha: float, engine: LlamaCppEngine) -> None:
+    with pytest.raises(InputError, match="alpha"):
+        engine.generate(CONVERSATIONS[:1], GREEDY, alpha=alpha)
+    with pytest.raises(InputError, match="alpha"):
+        next(engine.stream(CONVERSATIONS[0], GREEDY, alpha=alpha))
+
+
+def test_a_conversation_longer_than_the_context_is_refused(engine: LlamaCppEngine) -> None:
+    with pytest.raises(InputError, match="the context is 256"):
+        engine.generate([[user("word " * 300)]], GREEDY)
+    with pytest.raises(InputError, match="the context is 256"):
+        list(engine.stream([user("word " * 300)], GREEDY))
+
+
+def test_no_file_and_no_gguf_file_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="does not exist"):
+        LlamaCppEngine(tmp_path / "none.gguf")
+    (tmp_path / "text.gguf").write_text("not a model")
+    with pytest.raises(ArtifactError, match="cannot load"):
+        LlamaCppEngine(tmp_path / "text.gguf")
+
+
+def test_it_says_nothing_and_lets_nobody_else_in(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    quiet = LlamaCppEngine(file, context=256, slots=1)
+    quiet.generate(CONVERSATIONS[:1], GREEDY)
+    address = urlsplit(quiet._server.listening_address)
+    assert address.hostname == "127.0.0.1"
+    connection = http.client.HTTPConnection(str(address.hostname), address.port)
+    connection.request("POST", "/tokenize", json.dumps({"content": "x"}))
+    assert connection.getresponse().status == 401
+    connection.close()
+    quiet.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_template_is_sandboxed_and_has_the_helpers_of_transformers() -> None:
+    text = "{{ strftime_now('%Y') | length }} {{ ['é'] | tojson }}{% for x in [1, 2] %}{% break %}{% endfor %}"
+    assert compile_template(text).render() == '4 ["é"]'
+    with pytest.raises(Exception, match="unsafe"):
+        compile_template("{{ ().__class__.__mro__ }}").render()
+    with pytest.raises(ArtifactError, match="template"):
+        compile_template("{% if %}")
+
+
+def test_parity_of_an_exact_file_is_whole(tiny_path: Path, file: Path) -> None:
+    parity = check_parity(tiny_path, file, prompts=PROMPTS, system=tiny.PERSONA, max_new_tokens=12)
+    assert parity.as_dict() == {
+        "n_prompts": len(PROMPTS),
+        "token_ids_equal": True,
+        "differing_texts": [],
+        "greedy_agreement": 1.0,
+        "first_token_agreement": 1.0,
+        "exact_matches": len(PROMPTS),
+        "max_new_tokens": 12,
+        "dtype": "float32",
+    }
+
+
+def test_parity_sees_a_wrong_weight_order(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "interleave_rotary", lambda rows, _: rows)
+    export_gguf(tiny_path, tmp_path / "x.gguf", file_type="f32", name="tiny")
+    parity = check_parity(tiny_path, tmp_path / "x.gguf", prompts=PROMPTS, system=tiny.PERSONA, max_new_tokens=12)
+    assert parity.token_ids_equal
+    assert parity.exact_matches < len(PROMPTS)
+    assert parity.greedy_agreement < 0.9
+
+
+def test_parity_needs_prompts(tiny_path: Path, file: Path) -> None:
+    with pytest.raises(InputError, match="prompt"):
+        check_parity(tiny_path, file, prompts=[], system="")

@@ -1,0 +1,206 @@
+"""Releases: what is chosen, how it is split, and that the same inputs give the same bytes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from karma_electric.core.errors import DataError
+from karma_electric.core.messages import assistant, user
+from karma_electric.core.recipe import ReleaseSection
+from karma_electric.core.resources import resource_root
+from karma_electric.data.corpus import dump_lines, read_corpus
+from karma_electric.data.example import CATEGORIES, Analysis, Example
+from karma_electric.data.release import TRAIN, VALIDATION, select, split, write_release
+
+PROMPT = "Be kind, ünd brief."
+
+
+def example(number: int, category: str = "adversarial", *, status: str = "accepted", added_in: str = "v1") -> Example:
+    """A small example; its id is unique for number and category."""
+    return Example(
+        id=f"{category}-{number:04d}",
+        category=category,
+        tags=("test",),
+        messages=[user(f"Question {number}?"), assistant("An answer.")],
+        analysis=Analysis("a", "b", "c"),
+        source="test",
+        license="CC0-1.0",
+        added_in=added_in,
+        status=status,
+    )
+
+
+def write_corpus(folder: Path, examples: list[Example]) -> Path:
+    """A corpus folder, one file per category."""
+    folder.mkdir(exist_ok=True)
+    for category in {e.category for e in examples}:
+        members = [e.as_dict() for e in examples if e.category == category]
+        (folder / f"{category}.jsonl").write_text(dump_lines(members), encoding="utf-8")
+    return folder
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a release file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def ids(examples: list[Example]) -> set[str]:
+    """Ids of examples."""
+    return {e.id for e in examples}
+
+
+# --- selection
+
+
+def test_only_accepted_examples_are_released() -> None:
+    examples = [example(0), example(1, status="candidate"), example(2, status="rejected")]
+    assert ids(select(examples, ReleaseSection())) == {"adversarial-0000"}
+
+
+def test_categories_and_versions_narrow_the_choice() -> None:
+    examples = [example(0), example(1, added_in="v2"), example(2, "crisis-response", added_in="v2")]
+    assert ids(select(examples, ReleaseSection(categories=["adversarial"]))) == {"adversarial-0000", "adversarial-0001"}
+    assert ids(select(examples, ReleaseSection(categories=["adversarial"], versions=["v2"]))) == {"adversarial-0001"}
+
+
+@pytest.mark.parametrize(
+    "section",
+    [ReleaseSection(versions=["v9"]), ReleaseSection(categories=["crisis-response"]), ReleaseSection(categories=[])],
+)
+def test_an_empty_choice_says_what_to_widen(section: ReleaseSection) -> None:
+    with pytest.raises(DataError, match="no accepted example matches") as caught:
+        select([example(0)], section)
+    assert caught.value.hint == "Widen categories or versions."
+
+
+def test_an_unknown_category_lists_the_known_ones() -> None:
+    with pytest.raises(DataError, match="'kindness' is unknown") as caught:
+        select([example(0)], ReleaseSection(categories=["kindness"]))
+    assert all(category in caught.value.hint for category in CATEGORIES)
+
+
+# --- split
+
+SIZES = st.lists(st.integers(0, 25), min_size=5, max_size=5).filter(lambda sizes: max(sizes) >= 2)
+FRACTIONS = st.floats(0.02, 0.48)
+
+
+def corpus_of(sizes: list[int]) -> list[Example]:
+    """Some examples of every category."""
+    return [example(n, category) for category, size in zip(CATEGORIES, sizes, strict=True) for n in range(size)]
+
+
+@given(sizes=SIZES, fraction=FRACTIONS, seed=st.integers(0, 3))
+def test_a_split_is_disjoint_and_whole(sizes: list[int], fraction: float, seed: int) -> None:
+    examples = corpus_of(sizes)
+    train, validation = split(examples, fraction, seed)
+    assert Counter(e.id for e in train + validation) == Counter(e.id for e in examples)
+    assert train
+    assert validation
+
+
+@given(sizes=SIZES, fraction=FRACTIONS, seed=st.integers(0, 3))
+def test_every_category_gives_its_share(sizes: list[int], fraction: float, seed: int) -> None:
+    """To the nearest example, and at least one, unless it is the only one: that is trained on."""
+    held_out = Counter(e.category for e in split(corpus_of(sizes), fraction, seed)[1])
+    for category, size in zip(CATEGORIES, sizes, strict=True):
+        if size < 2:
+            assert held_out[category] == 0
+        else:
+            assert 1 <= held_out[category] < size
+            assert abs(held_out[category] - size * fraction) <= 0.5 or held_out[category] == 1
+
+
+@given(sizes=SIZES, fraction=FRACTIONS, seed=st.integers(0, 3), category=st.sampled_from(CATEGORIES))
+def test_an_added_example_moves_at_most_one_other(sizes: list[int], fraction: float, seed: int, category: str) -> None:
+    """Releases of a growing corpus keep their validation sets comparable."""
+    examples = corpus_of(sizes)
+    before = split(examples, fraction, seed)
+    after = split([*examples, example(9999, category)], fraction, seed)
+    moved = (ids(before[0]) & ids(after[1])) | (ids(before[1]) & ids(after[0]))
+    assert len(moved) <= 1
+    assert all(name.startswith(category) for name in moved)
+
+
+@given(sizes=SIZES, seed=st.integers(0, 3), order=st.randoms(use_true_random=False))
+def test_the_order_of_the_corpus_does_not_matter(sizes: list[int], seed: int, order: Any) -> None:
+    examples = corpus_of(sizes)
+    shuffled = examples.copy()
+    order.shuffle(shuffled)
+    assert split(shuffled, 0.1, seed) == split(examples, 0.1, seed)
+
+
+def test_another_seed_splits_otherwise() -> None:
+    examples = corpus_of([20] * 5)
+    assert ids(split(examples, 0.2, 0)[1]) != ids(split(examples, 0.2, 1)[1])
+
+
+def test_training_examples_come_shuffled_over_the_categories() -> None:
+    train, _ = split(corpus_of([10] * 5), 0.1, 0)
+    changes = sum(a.category != b.category for a, b in itertools.pairwise(train))
+    assert changes > 2 * len(CATEGORIES)
+
+
+def test_single_examples_cannot_be_split() -> None:
+    with pytest.raises(DataError, match="2 examples cannot be split") as caught:
+        split([example(0), example(0, "crisis-response")], 0.1, 0)
+    assert "at least 2" in caught.value.hint
+
+
+# --- the files
+
+
+def test_the_system_prompt_is_injected_into_every_record(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", corpus_of([3] * 5))
+    write_release(ReleaseSection(), corpus, PROMPT, tmp_path)
+    records = read(tmp_path / TRAIN) + read(tmp_path / VALIDATION)
+    assert len(records) == 15
+    for record in records:
+        assert [m["role"] for m in record["messages"]] == ["system", "user", "assistant"]
+        assert record["messages"][0]["content"] == PROMPT
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
+    """Even when files and lines of the corpus come in another order."""
+    examples = corpus_of([4] * 5)
+    contents = []
+    for name, order in (("a", examples), ("b", examples[::-1])):
+        out = tmp_path / name
+        out.mkdir()
+        write_release(ReleaseSection(), write_corpus(tmp_path / f"corpus-{name}", order), PROMPT, out)
+        contents.append({file: (out / file).read_bytes() for file in (TRAIN, VALIDATION)})
+    assert contents[0] == contents[1]
+
+
+def test_the_summary_counts_what_the_files_hold(tmp_path: Path) -> None:
+    corpus = resource_root("corpus")
+    summary = write_release(ReleaseSection(), corpus, PROMPT, tmp_path)
+    train, validation = read(tmp_path / TRAIN), read(tmp_path / VALIDATION)
+    assert (summary["train"], summary["validation"]) == (len(train), len(validation))
+    assert summary["examples"] == len(train) + len(validation) == len(read_corpus(corpus))
+    assert summary["categories"] == Counter(record["category"] for record in train + validation)
+    assert summary["multi_turn"] == sum(len(record["messages"]) > 3 for record in train + validation)
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == summary
+
+
+def test_answer_lengths_are_counted_in_words(tmp_path: Path) -> None:
+    examples = [example(n) for n in range(3)]
+    summary = write_release(ReleaseSection(), write_corpus(tmp_path / "corpus", examples), PROMPT, tmp_path)
+    assert summary["answer_words"] == {"shortest": 2, "median": 2, "longest": 2, "total": 6}
+
+
+def test_text_is_kept_as_it_is(tmp_path: Path) -> None:
+    """Line separators, emoji and quotes in a turn neither break a line nor are changed."""
+    text = 'one\u2028two\r\nthree "four" \U0001f600 नमस्ते'
+    odd = [Example(**{**vars(example(n)), "messages": [user(text), assistant(text)]}) for n in range(2)]
+    write_release(ReleaseSection(), write_corpus(tmp_path / "corpus", odd), PROMPT, tmp_path)
+    lines = (tmp_path / TRAIN).read_bytes().split(b"\n")
+    assert [json.loads(line)["messages"][1]["content"] for line in lines if line] == [text]

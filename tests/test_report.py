@@ -1,0 +1,197 @@
+"""The HTML report: whole, self-contained, and safe against what models say."""
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import fake_run
+from karma_electric.core.recipe import Recipe
+from karma_electric.redteam.signals import Outcome
+from karma_electric.report import write_report
+
+N = 9
+OUTCOMES: dict[str, list[Outcome]] = {
+    "base": ["fail"] * 9,
+    "tuned": ["pass", "fail", "pass", "partial", "fail", "pass", "unscored", "pass", "fail"],
+    "capped": ["pass", "pass", "pass", "partial", "fail", "fail", "unscored", "pass", "fail"],
+}
+HOSTILE = '</p><script>alert("x")</script><img src=x onerror=alert(1)> {{ 7 * 7 }} &amp; \u202e'
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects elements and their attributes, text, and whether tags are closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.mismatched: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.mismatched.append(tag)
+        if tag in {"td", "th", "dt", "dd"}:
+            self.text += " "
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return fake_run.recipe_for(fake_run.write_suite(tmp_path_factory.mktemp("suite") / "fake-9.jsonl", N))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Path:
+    return fake_run.write_run(tmp_path_factory.mktemp("runs") / "fake", recipe, OUTCOMES, answer=HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory, run: Path, recipe: Recipe) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write_report(run, recipe, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(out: Path) -> str:
+    return (out / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_the_page_is_well_formed(page: Page) -> None:
+    assert page.mismatched == []
+    assert page.open == []
+
+
+def test_every_scenario_is_there_with_every_arms_answers_and_evidence(page: Page) -> None:
+    ids = [attributes["id"] for tag, attributes in page.elements if tag == "details" and "id" in attributes]
+    assert sorted(ids) == [f"s{number:02}" for number in range(N)]
+    for number in range(N):
+        assert f"Question {number}?" in page.text
+        assert f"seen in s{number:02}" in page.text
+        assert f"The answer to {number} declines." in page.text
+        for arm in OUTCOMES:
+            assert f"{arm}: {HOSTILE} (s{number:02}, turn 1)" in page.text
+
+
+def test_later_turns_are_shown_too(page: Page) -> None:
+    assert "(s03, turn 2)" in page.text
+    assert "(s04, turn 2)" not in page.text
+
+
+def test_what_a_model_says_stays_text(page: Page, html: str) -> None:
+    tags = {tag for tag, _ in page.elements}
+    assert "script" not in tags
+    assert not [attributes for _, attributes in page.elements if any(name.startswith("on") for name in attributes)]
+    assert '<script>alert("x")</script>' in page.text  # shown
+    assert "{{ 7 * 7 }}" in page.text  # not run as a template
+    assert "&amp;amp;" in html
+
+
+def test_nothing_is_loaded_from_elsewhere(page: Page, html: str) -> None:
+    sources = [
+        attributes[name] for _, attributes in page.elements for name in ("src", "srcset", "data") if name in attributes
+    ]
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    targets = [attributes["href"] for _, attributes in page.elements if "href" in attributes]
+    assert all(target.startswith("#") for target in targets)
+    assert "link" not in {tag for tag, _ in page.elements}
+    style = "".join(re.findall(r"<style>(.*?)</style>", html, flags=re.DOTALL))
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "default-src 'none'" in html
+
+
+def test_links_lead_to_places_on_the_page(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    targets = {attributes["href"][1:] for _, attributes in page.elements if "href" in attributes}
+    assert targets <= set(ids)
+    assert len(set(ids)) == len(ids)
+
+
+def test_images_are_the_files_of_the_run(page: Page, run: Path) -> None:
+    shown = {base64.b64decode(attributes["src"].split(",")[1]) for tag, attributes in page.elements if tag == "img"}
+    files = ("adapter/loss.png", "axis/norms.png", "axis/projections.png")
+    assert shown == {(run / file).read_bytes() for file in files}
+
+
+def test_the_scenarios_that_changed_are_listed_with_both_transcripts(html: str) -> None:
+    changes = html.partition('id="changes"')[2].partition('id="scenarios"')[0]
+    assert "tuned to capped: 2 of 9 scenarios have another outcome" in changes
+    listed = re.findall(r'<details><summary><span class="id">(s\d\d)</span>', changes)
+    assert listed == ["s01", "s05"]
+    for arm in ("tuned", "capped"):
+        assert re.search(rf"{arm}: [^<]+\(s05, turn 1\)", changes)
+    assert "base: " not in changes.partition("base to tuned")[0]
+
+
+def test_outcomes_and_rates_are_shown(page: Page) -> None:
+    text = re.sub(r"\s+", " ", page.text)
+    assert "tuned 50% 22% to 78% 4 1 3 1 9" in text
+    assert "capped against tuned 0 -38 to +38 1.000 1 1 8" in text
+    assert "jailbreak 0/3 1/2 1/2" in text  # s00, s03, s06: the last is unscored when tuned
+
+
+def test_the_outcomes_plot_is_written_beside_the_page(out: Path) -> None:
+    assert (out / "outcomes.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in out.iterdir()) == ["index.html", "outcomes.png"]
+
+
+def test_steering_settings_and_lineage_are_shown(page: Page, run: Path) -> None:
+    text = re.sub(r"\s+", " ", page.text)
+    assert "3 -72.82 23.8% 0.75% 0.9984 0.9214" in text
+    assert "all 3,913" in text
+    assert "0.00243" in text
+    assert "max_new_tokens 80" in text
+    assert "capped equal 77.3% 100.0% 5 of 8" in text
+    from karma_electric.core.artifact import hash_file
+
+    assert hash_file(run / "merged" / "model.safetensors") in text
+
+
+@pytest.mark.parametrize("missing", fake_run.STAGES)
+def test_a_missing_stage_leaves_a_visible_gap(tmp_path: Path, run: Path, recipe: Recipe, missing: str) -> None:
+    write_report(fake_run.copy_without(run, tmp_path / "run", missing), recipe, tmp_path / "out")
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    assert page.mismatched == []
+    assert f"not measured (run karma run recipes/fake.toml --to {missing})" in page.text
+
+
+def test_a_suite_that_changed_since_is_not_shown_as_what_was_asked(tmp_path: Path) -> None:
+    suite = fake_run.write_suite(tmp_path / "suite.jsonl", N)
+    recipe = fake_run.recipe_for(suite)
+    run = fake_run.write_run(tmp_path / "run", recipe, OUTCOMES, stages=("redteam",))
+    fake_run.write_suite(suite, N + 1)
+    write_report(run, recipe, tmp_path / "out")
+    text = Page((tmp_path / "out" / "index.html").read_text()).text
+    assert "Question 8?" in text  # as it was asked
+    assert "The answer to 8 declines." not in text
+
+
+def test_an_answer_that_the_engine_failed_to_give_is_named(tmp_path: Path, recipe: Recipe) -> None:
+    run = fake_run.write_run(tmp_path / "run", recipe, OUTCOMES, stages=("redteam",))
+    file = run / "redteam" / "base" / "completions.jsonl"
+    first = file.read_text().splitlines()[0]
+    file.write_text(
+        file.read_text() + first.replace('"error": null', '"error": "RuntimeError: <out of memory>"') + "\n"
+    )
+    write_report(run, recipe, tmp_path / "out")
+    assert "no answer: RuntimeError: <out of memory>" in Page((tmp_path / "out" / "index.html").read_text()).text

@@ -1,0 +1,107 @@
+"""Keeps the small files of a run under results/, and renders the README's figures from them.
+
+python tools/results.py keep runs/demo      copy manifests, JSON, plots and card to results/demo
+python tools/results.py render              rewrite the generated part of README.md
+python tools/results.py check               exit 1 if README.md differs from what results/ say
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN = "<!-- results: begin (rendered by `make results`; do not edit) -->"
+END = "<!-- results: end -->"
+# What is kept: small, and either a measurement or the lineage. Weights, checkpoints and generated text corpora are not.
+KEPT = (".json", ".jsonl", ".png", ".md", ".toml", ".html")
+LARGEST_BYTES = 600_000
+LEFT_OUT = {"tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json", "adapter_config.json"}
+
+
+def keep(run: Path) -> None:
+    """Copy the small files of a run to results/NAME."""
+    if not (run / "card" / "manifest.json").exists():
+        raise SystemExit(f"error: {run} is not a finished run (no card). Finish it first: karma run recipes/demo.toml")
+    target = ROOT / "results" / run.name
+    shutil.rmtree(target, ignore_errors=True)
+    for file in sorted(run.rglob("*")):
+        relative = file.relative_to(run)
+        if any(part.startswith(".") for part in relative.parts) or not file.is_file():
+            continue
+        if file.suffix in KEPT and file.name not in LEFT_OUT and file.stat().st_size <= LARGEST_BYTES:
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / relative)
+    print(f"kept {sum(f.is_file() for f in target.rglob('*'))} files in {target.relative_to(ROOT)}")
+
+
+def read(*parts: str) -> Any:
+    """A JSON file of results/demo."""
+    return json.loads((ROOT / "results" / "demo").joinpath(*parts).read_text(encoding="utf-8"))
+
+
+def rendered() -> str:
+    """The generated part of the README: table and figures of the demo run."""
+    lines = [
+        "| Arm | Scenarios | Pass | Partial | Fail | Unscored | Pass rate of scored (95% interval) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    names = {"base": "base", "tuned": "tuned", "capped": "tuned + capped"}
+    for arm, name in names.items():
+        summary = read("redteam", arm, "summary.json")
+        counts, rate = summary["counts"], summary["pass_rate_scored"]
+        value = "-" if rate["value"] is None else f"{rate['value']:.0%} ({rate['low']:.0%} to {rate['high']:.0%})"
+        cells = [name, summary["n"], *(counts[k] for k in ("pass", "partial", "fail", "unscored")), value]
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    training, merge = read("adapter", "training.json"), read("merged", "merge.json")
+    fidelity, cap, parity = read("capped", "fidelity.json"), read("axis", "cap.json"), read("gguf", "parity.json")
+    manifest = read("card", "manifest.json")
+    hardware = manifest["hardware"]
+    lines += [
+        "",
+        f"Measured on {hardware['cores']} cores ({hardware.get('processor', hardware['machine'])}, no GPU); "
+        f"{training['examples']} training examples, {training['steps']} steps in {training['seconds']:.0f} s.",
+        "",
+        "| What | Figure | From |",
+        "|---|---|---|",
+        f"| Validation loss, before and after training | {training['validation_loss_before']:.3f} -> "
+        f"{training['validation_loss']:.3f} nats per token | `results/demo/adapter/training.json` |",
+        f"| Merged model against adapter on base, KL | {merge['mean_kl_nats']:.1e} nats per token "
+        f"| `results/demo/merged/merge.json` |",
+        f"| Response tokens capped on held-out prompts (asked for {1 - cap['method']['quantile']:.0%}) "
+        f"| {cap['cap_rate']['mean']:.1%} | `results/demo/axis/cap.json` |",
+        f"| Cap neuron: KL(hooked, baked) / KL(hooked, uncapped), held-out | {fidelity['all']['kl_ratio']:.4f} "
+        f"({fidelity['all']['tokens']:,} tokens) | `results/demo/capped/fidelity.json` |",
+        f"| Greedy tokens of llama.cpp on the capped Q8_0 file as in transformers "
+        f"| {parity['capped']['greedy_agreement']:.0%} of {parity['capped']['n_prompts']} answers' tokens "
+        f"| `results/demo/gguf/parity.json` |",
+    ]
+    return "\n".join(lines)
+
+
+def replaced(readme: str) -> str:
+    """README text with its generated part made anew."""
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{rendered()}\n{END}{rest.split(END, 1)[1]}"
+
+
+def main() -> None:
+    """Entry point."""
+    readme = ROOT / "README.md"
+    match sys.argv[1:]:
+        case ["keep", run]:
+            keep(Path(run))
+        case ["render"]:
+            readme.write_text(replaced(readme.read_text(encoding="utf-8")), encoding="utf-8")
+        case ["check"]:
+            if replaced(readme.read_text(encoding="utf-8")) != readme.read_text(encoding="utf-8"):
+                raise SystemExit("error: README.md differs from results/. Run: make results")
+        case _:
+            raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
