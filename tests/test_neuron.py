@@ -168,7 +168,7 @@ def test_neurons_survive_their_file(neurons: dict[int, Neuron], tmp_path: Path) 
 def test_the_baked_model_is_close_to_the_hooked_one_on_unseen_text(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, constant: float, bound: float
 ) -> None:
-    """KL(hooked || baked) / KL(hooked || uncapped): 0.0002 measured, and 0.12 without a constant component.
+    """KL(hooked || baked) / KL(hooked || uncapped): 0.0003 measured, and 0.12 without a constant component.
 
     Both linear maps have no bias and live on such a component. Trained models have one (0.003-0.005 on the embedded
     model); a residual stream of pure noise has none, and shows what a bad fit looks like: its R^2 is negative.
@@ -315,6 +315,18 @@ def test_batching_changes_no_neuron(model: PreTrainedModel, tokenizer: PreTraine
             torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("weight", [0.0, 1e-6])
+def test_a_dimension_that_the_norm_switches_off_is_left_alone(
+    fresh_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cap: Cap, weight: float
+) -> None:
+    """A huge coefficient on a tiny input would be exact in float32, and ruined by 8-bit weights or activations."""
+    fresh_model.model.layers[4].post_attention_layernorm.weight.data[7] = weight
+    neuron = fit_neurons(fresh_model, tokenizer, cap, CALIBRATION[:16])[4]
+    for row in (neuron.gate, neuron.up):
+        assert row.isfinite().all()
+        assert row[7].abs() < 0.01 * row.abs().mean()
+
+
 # Other models, and what is refused
 
 
@@ -357,11 +369,3 @@ def test_a_threshold_that_no_token_reaches_is_an_error(
     high = replace(cap, spec=replace(cap.spec, thresholds={**cap.spec.thresholds, 3: 1e6}))
     with pytest.raises(ArtifactError, match="above the threshold of block 3: there is nothing to fit"):
         fit_neurons(model, tokenizer, high, CALIBRATION[:4])
-
-
-def test_a_norm_with_a_weight_of_zero_cannot_be_divided_by(
-    fresh_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cap: Cap
-) -> None:
-    fresh_model.model.layers[4].post_attention_layernorm.weight.data[7] = 0.0
-    with pytest.raises(ArtifactError, match="MLP of block 4 has weights of zero"):
-        fit_neurons(fresh_model, tokenizer, cap, CALIBRATION[:4])

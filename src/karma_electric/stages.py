@@ -133,7 +133,7 @@ def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
         )
         for arm in recipe.redteam.arms
     }
-    if recipe.redteam.labelled is not None:
+    if recipe.redteam.labelled:
         labelled = find("suites", recipe.redteam.labelled)
         arms["redteam/judge"] = add(
             "redteam/judge",

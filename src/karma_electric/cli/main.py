@@ -65,13 +65,15 @@ def guarded(action: object) -> None:
         _fail(error.message, error.hint, error.exit_code)
     except KeyboardInterrupt:
         _stopped()
-    except SystemExit as exit_:  # typer turns Ctrl-C into a silent exit of its own
+    except SystemExit as exit_:
+        # typer ends these two itself: Ctrl-C without a word, a reader that went away with the code of a failed check
         if exit_.code == _INTERRUPTED:
             _stopped()
+        if isinstance(exit_.__context__, BrokenPipeError):
+            _reader_gone()
         raise
-    except BrokenPipeError:  # `karma show | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    except BrokenPipeError:
+        _reader_gone()
     except OSError as error:
         from karma_electric.core.artifact import disk_full
 
@@ -82,6 +84,12 @@ def guarded(action: object) -> None:
         _bug(error)
     except Exception as error:
         _bug(error)
+
+
+def _reader_gone() -> None:
+    """As in `karma show | head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
+    raise SystemExit(0) from None
 
 
 def _stopped() -> None:

@@ -149,8 +149,8 @@ class RedteamSection(_Section):
     """Red-teaming of the three arms: base, tuned, capped."""
 
     suite: str = Field("suites/starter-30.jsonl", description="scenarios")
-    labelled: str | None = Field(
-        "suites/labelled-120.jsonl", description="labelled answers the judge is measured on; none for a suite without"
+    labelled: str = Field(
+        "", description="labelled answers to this suite's scenarios, to measure the judge on; empty for a suite without"
     )
     arms: list[Literal["base", "tuned", "capped"]] = Field(
         ["base", "tuned", "capped"], min_length=1, description="models that answer the scenarios"

@@ -96,6 +96,7 @@ def load_model(
         ArtifactError: files that are damaged or not a causal language model.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if not (path / "config.json").is_file():
@@ -104,16 +105,29 @@ def load_model(
     dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(dtype, device)
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, quantization_config=quantisation, local_files_only=True
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                quantization_config=quantisation,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # reported below, like what is missing
+                output_loading_info=True,
             )
     except torch.OutOfMemoryError:
         raise InputError(f"{path} does not fit in memory.", "Use a smaller model or more memory.") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ArtifactError(
             f"{path} could not be loaded as a model ({_first_line(error)}).",
             "Is it a whole, unchanged model folder?",
         ) from error
+    # transformers fills these with random numbers and says so only in its log
+    unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    if unfit:
+        raise ArtifactError(
+            f"{path} could not be loaded as a model ({len(unfit)} weights are missing or of another shape: "
+            f"{', '.join(sorted(unfit)[:3])}).",
+            "Is it a whole, unchanged model folder?",
+        )
     if quantisation is None:
         model.to(device)
     return model.eval()

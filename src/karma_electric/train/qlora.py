@@ -127,7 +127,9 @@ def _recorder(out: Path, resume_at: int, progress: Progress) -> Any:
             else:
                 return
             if split == "validation":
-                if state.global_step in self.validated:  # a resumed run begins with a validation of its own
+                # a resumed run begins with a validation of its own: kept only where the run itself would have one
+                planned = float(state.epoch or 0).is_integer() or state.global_step == state.max_steps
+                if not planned or state.global_step in self.validated:
                     return
                 self.validated.add(state.global_step)
             record = {
