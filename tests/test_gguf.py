@@ -110,6 +110,11 @@ def write_model(folder: Path, *, shard: str = "1GB", model_type: str = "llama", 
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # a matrix of 64 x 64 is not worth a second core
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The checkpoint of a variant, written on first use. Read only."""
@@ -319,7 +324,7 @@ def greedy_by_transformers(folder: Path, prompts: list[list[int]], n: int) -> li
 
 
 def greedy_by_llama_cpp(file: Path, prompts: list[str], n: int) -> list[list[int]]:
-    engine = LlamaCppEngine(file, context=256, slots=2, threads=2, precision="exact")
+    engine = LlamaCppEngine(file, context=256, slots=2, threads=1, precision="exact")
     try:
         return engine.greedy_tokens(prompts, n)
     finally:

@@ -33,6 +33,11 @@ SAMPLED = Sampling(temperature=1.0, top_p=0.95, max_new_tokens=16, seed=7)
 PROMPTS = [conversation[-1].content for conversation in CONVERSATIONS]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # a matrix of 64 x 64 is not worth a second core
+
+
 @pytest.fixture(scope="module")
 def file(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
@@ -42,7 +47,7 @@ def file(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(file: Path) -> Iterator[LlamaCppEngine]:
-    engine = LlamaCppEngine(file, context=256, slots=3, threads=2, precision="exact")
+    engine = LlamaCppEngine(file, context=256, slots=3, threads=1, precision="exact")
     yield engine
     engine.close()
 

@@ -1,12 +1,14 @@
-"""Reads JSON Lines files, with the line number in every error."""
+"""JSON Lines: reading with the line number in every error, appending so that a kill costs one line at most."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from karma_electric.core.artifact import write_atomic
 from karma_electric.core.errors import DataError, MissingError
 
 
@@ -23,6 +25,24 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         for number, raw in enumerate(file, 1):
             if raw.strip():
                 yield number, _parse(raw, f"{path.name} line {number}")
+
+
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add a line per row and wait until they are on disk."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line without its end, which a kill has left; what it held is done again."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        write_atomic(path, data[: data.rfind(b"\n") + 1])
 
 
 def _parse(raw: bytes, where: str) -> Any:

@@ -8,7 +8,6 @@ nor of what model is behind the engine.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from karma_electric.core.artifact import read_json, write_atomic, write_json
 from karma_electric.core.errors import ArtifactError
+from karma_electric.core.jsonl import append_jsonl, drop_torn_line
 from karma_electric.core.messages import Conversation, assistant, system, user
 from karma_electric.core.progress import Progress
 from karma_electric.models.engines.protocol import Completion, Engine, Sampling
@@ -83,20 +83,19 @@ def run_arm(
     answers = _load(out / COMPLETIONS, suite)
     total = sum(len(scenario.turns) for scenario in suite)
     progress.update(len(answers), total, arm)
-    with (out / COMPLETIONS).open("a", encoding="utf-8") as file:
-        for turn in range(1, max((len(scenario.turns) for scenario in suite), default=0) + 1):
-            due = [scenario for scenario in suite if _is_due(scenario, turn, answers)]
-            for start in range(0, len(due), batch_size):
-                batch = due[start : start + batch_size]
-                for answer in _ask(engine, batch, turn, answers, system_prompt=system_prompt, sampling=sampling):
-                    answers[answer.scenario_id, turn] = answer
-                    file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
-                    if answer.error is not None:
-                        progress.say(f"{arm}: {answer.scenario_id} turn {turn} failed and is unscored: {answer.error}")
-                file.flush()
-                os.fsync(file.fileno())
-                progress.update(len(answers), total, arm)
-    progress.update(total, total, arm)  # turns after a failed one are never asked
+    for turn in range(1, max((len(scenario.turns) for scenario in suite), default=0) + 1):
+        due = [scenario for scenario in suite if _is_due(scenario, turn, answers)]
+        for start in range(0, len(due), batch_size):
+            batch = due[start : start + batch_size]
+            asked = list(_ask(engine, batch, turn, answers, system_prompt=system_prompt, sampling=sampling))
+            append_jsonl(out / COMPLETIONS, (asdict(answer) for answer in asked))
+            for answer in asked:
+                answers[answer.scenario_id, turn] = answer
+                if answer.error is not None:
+                    progress.say(f"{arm}: {answer.scenario_id} turn {turn} failed and is unscored: {answer.error}")
+            progress.update(len(answers), total, arm)
+    if len(answers) < total:  # turns after a failed one are never asked
+        progress.update(total, total, arm)
     verdicts = [_judge(scenario, answers) for scenario in suite]
     summary = summarise(verdicts)
     lines = [json.dumps(asdict(verdict), ensure_ascii=False) for verdict in verdicts]
@@ -222,13 +221,10 @@ def _load(path: Path, suite: Sequence[Scenario]) -> _Answers:
     """The answers of an interrupted run. Cuts a torn last line off the file; leaves failed turns to be redone."""
     if not path.exists():
         return {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        write_atomic(path, whole)
+    drop_torn_line(path)
     prompts = {(scenario.id, turn): text for scenario in suite for turn, text in enumerate(scenario.turns, 1)}
     answers: _Answers = {}
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             answer = Answer(**json.loads(line))
         except (ValueError, TypeError) as error:

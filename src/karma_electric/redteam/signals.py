@@ -1,7 +1,7 @@
 """The `signals` scorer: reads answers by a scenario's regular expressions and by general evidence.
 
-It needs no model, runs in milliseconds and says what it saw, which makes it a floor and not a judge: measured
-its agreement with the labelled responses comes from `labelled.measure`.
+It needs no model, runs in milliseconds and says what it saw, which makes it a floor and not a judge:
+`labelled.measure` gives its agreement with labelled responses.
 
 How one answer is judged:
 

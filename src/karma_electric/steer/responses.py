@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from karma_electric.core.jsonl import read_jsonl
+from karma_electric.core.jsonl import append_jsonl, drop_torn_line, read_jsonl
 from karma_electric.core.messages import Conversation, assistant, system, user
 from karma_electric.core.progress import Progress
 from karma_electric.models.engines.protocol import Engine, Sampling
@@ -42,8 +40,7 @@ def read_responses(path: Path) -> list[Response]:
     """All whole lines of a responses file; one torn by a kill is left out."""
     if not path.exists():
         return []
-    if (data := path.read_bytes()) and not data.endswith(b"\n"):
-        path.write_bytes(data[: data.rfind(b"\n") + 1])
+    drop_torn_line(path)
     return [Response(**item) for _, item in read_jsonl(path)]
 
 
@@ -65,15 +62,13 @@ def generate_responses(
         batch = missing[start : start + batch_size]
         progress.update(len(wanted) - len(missing) + start, len(wanted), "responses to calibrate on")
         answers = engine.generate([[system(system_prompt), user(prompt.text)] for _, prompt in batch], sampling)
-        lines = [
-            json.dumps(vars(Response(prompt.id, split, system_prompt, prompt.text, answer.text)), ensure_ascii=False)
-            + "\n"
-            for (split, prompt), answer in zip(batch, answers, strict=True)
-        ]
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
-            file.flush()
-            os.fsync(file.fileno())
+        append_jsonl(
+            path,
+            (
+                vars(Response(prompt.id, split, system_prompt, prompt.text, answer.text))
+                for (split, prompt), answer in zip(batch, answers, strict=True)
+            ),
+        )
     progress.update(len(wanted), len(wanted), "responses to calibrate on")
     order = {prompt.id: number for number, (_, prompt) in enumerate(wanted)}
     return sorted((r for r in read_responses(path) if r.text.strip()), key=lambda r: order[r.id])

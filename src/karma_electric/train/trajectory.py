@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from karma_electric.core.errors import GateError
+from karma_electric.core.jsonl import append_jsonl
 
 FILE = "trajectory.jsonl"
 
@@ -34,10 +34,7 @@ class Trajectory:
                 f"The loss is {loss} at step {record['step']}: training diverged.",
                 "Lower train.learning_rate and run again. The last good checkpoint is in the run's .partial folder.",
             )
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_jsonl(self._path, [record])
 
 
 def read_trajectory(path: Path) -> list[dict[str, Any]]:
