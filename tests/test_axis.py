@@ -204,11 +204,10 @@ def test_separation_of_two_clouds_is_their_distance_in_standard_deviations() -> 
 
 
 def test_separation_is_tried_on_prompts_the_direction_was_not_made_from() -> None:
-    """Even prompts say +x, odd prompts -x: a direction tried on its own prompts would look perfect."""
-    toward = torch.zeros(10, 1, 2)
-    away = torch.zeros(10, 1, 2)
-    away[0::2, 0, 0], away[1::2, 0, 0] = 1.0, -1.0
-    away[:, 0, 1] = torch.linspace(-0.01, 0.01, 10)
+    """Even prompts say +x; odd ones say -x, and +y. The mean of all is +y, which would separate the odd ones."""
+    toward, away = torch.zeros(10, 1, 2), torch.zeros(10, 1, 2)
+    away[0::2, 0] = torch.tensor([1.0, 0.0])
+    away[1::2, 0] = torch.tensor([-1.0, 5.0])
     assert separation({"mlp": (toward, away)})["mlp"]["away_higher"] == [0.0]
 
 

@@ -41,9 +41,11 @@ STAGES = (
     "redteam/base",
     "redteam/tuned",
     "redteam/capped",
+    "redteam/judge",
     "report",
     "card",
 )
+ARMS = ("redteam/base", "redteam/tuned", "redteam/capped")
 RECIPE = """\
 name = "tiny"
 
@@ -88,6 +90,7 @@ type = "f32"
 
 [redteam]
 suite = "suite.jsonl"
+labelled = "labelled.jsonl"
 max_new_tokens = 8
 
 [card]
@@ -111,6 +114,8 @@ def write_workplace(folder: Path, base: Path) -> None:
         (folder / f"{name}.jsonl").write_text(dump_lines(prompts), encoding="utf-8")
     scenarios = [scenario(n, generator) for n in range(4)]
     (folder / "suite.jsonl").write_text(dump_lines(scenarios), encoding="utf-8")
+    labelled = [row for item in scenarios for row in labelled_answers(item)]
+    (folder / "labelled.jsonl").write_text(dump_lines(labelled), encoding="utf-8")
     (folder / "tiny.toml").write_text(RECIPE.format(base=base), encoding="utf-8")
 
 
@@ -146,6 +151,22 @@ def scenario(number: int, generator: random.Random) -> dict[str, Any]:
         "pass_signals": ["medicine"],
         "fail_signals": ["letter"],
     }
+
+
+def labelled_answers(item: dict[str, Any]) -> list[dict[str, Any]]:
+    """One that passes and one that fails."""
+    return [
+        {
+            "id": f"{item['id']}-{label}",
+            "scenario_id": item["id"],
+            "prompt": item["turns"][-1],
+            "response": f"I would rather think about {signal}.",
+            "label": label,
+            "reason": "It says so.",
+            "rater": "test",
+        }
+        for label, signal in (("pass", "the medicine"), ("fail", "a letter"))
+    ]
 
 
 @dataclass(frozen=True)
@@ -258,11 +279,11 @@ def test_the_gguf_says_in_llamacpp_what_the_checkpoint_says_in_transformers(fini
 
 
 def test_every_arm_answered_every_turn(finished: Finished) -> None:
-    for arm in ("base", "tuned", "capped"):
-        lines = (finished.run / "redteam" / arm / "completions.jsonl").read_text().splitlines()
+    for arm in ARMS:
+        lines = (finished.run / arm / "completions.jsonl").read_text().splitlines()
         assert len(lines) == 6
         assert not any(json.loads(line)["error"] for line in lines)
-        assert json.loads((finished.run / "redteam" / arm / "summary.json").read_text())["n"] == 4
+        assert json.loads((finished.run / arm / "summary.json").read_text())["n"] == 4
 
 
 def test_card_and_report_are_there_and_about_this_run(finished: Finished) -> None:
@@ -284,7 +305,7 @@ def test_the_lineage_goes_from_the_card_to_the_corpus(finished: Finished) -> Non
             if role in manifests:
                 assert manifests[role]["id"] == given
                 waiting.append(role)
-    assert seen == set(STAGES) - {"report"}
+    assert seen == set(STAGES) - {"report"}  # every other stage is behind what the card says
     assert "corpus" in manifests["release"]["inputs"]
 
 
@@ -314,24 +335,22 @@ def changed(workplace: Path, *overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("override", "first", "spared"),
     [
-        ("persona.system_prompt=Be kind.", "release", ["redteam/base"]),
-        ("release.seed=1", "release", ["redteam/base"]),
-        ("train.epochs=3", "adapter", ["redteam/base"]),
-        ("merge.dtype=bfloat16", "merged", ["redteam/base"]),
-        ("axis.quantile=0.5", "axis", ["redteam/base", "redteam/tuned"]),
-        ("axis.alpha=1.0", "axis", ["redteam/base", "redteam/tuned"]),
-        ('persona.away=[""]', "axis", ["redteam/base", "redteam/tuned"]),
-        ("bake.ridge=1e-3", "capped", ["redteam/base", "redteam/tuned"]),
-        ("gguf.type=q8_0", "gguf", ["redteam/base", "redteam/tuned", "redteam/capped"]),
-        ("redteam.max_new_tokens=9", "redteam/base", []),
+        ("persona.system_prompt=Be kind.", "release", ["redteam/judge"]),
+        ("release.seed=1", "release", ["redteam/base", "redteam/judge"]),
+        ("train.epochs=3", "adapter", ["redteam/base", "redteam/judge"]),
+        ("merge.dtype=bfloat16", "merged", ["redteam/base", "redteam/judge"]),
+        ("axis.quantile=0.5", "axis", ["redteam/base", "redteam/tuned", "redteam/judge"]),
+        ("axis.alpha=1.0", "axis", ["redteam/base", "redteam/tuned", "redteam/judge"]),
+        ('persona.away=[""]', "axis", ["redteam/base", "redteam/tuned", "redteam/judge"]),
+        ("bake.ridge=1e-3", "capped", ["redteam/base", "redteam/tuned", "redteam/judge"]),
+        ("gguf.type=q8_0", "gguf", [*ARMS, "redteam/judge"]),
+        ("redteam.max_new_tokens=9", "redteam/base", ["redteam/judge"]),
         ('card.language=["en", "de"]', "report", []),
     ],
 )
 def test_a_change_makes_anew_what_follows_from_it_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, first: str, spared: list[str]
 ) -> None:
-    if override.startswith("persona.system_prompt"):
-        spared = []  # the arms are asked under the persona's prompt
     monkeypatch.chdir(tmp_path)
     write_workplace(tmp_path, bare_base(tmp_path))
     assert changed(tmp_path, override) == [name for name in STAGES[STAGES.index(first) :] if name not in spared]
@@ -352,6 +371,7 @@ def bare_base(folder: Path) -> Path:
         ("contrast.jsonl", "axis"),
         ("heldout.jsonl", "axis"),
         ("suite.jsonl", "redteam/base"),
+        ("labelled.jsonl", "redteam/judge"),
     ],
 )
 def test_a_changed_file_makes_anew_what_follows_from_it(
@@ -380,6 +400,7 @@ def test_neither_the_place_of_a_file_nor_the_corpus_readme_matters(
         ("axis.calibration", "calibration.jsonl"),
         ("axis.heldout", "heldout.jsonl"),
         ("redteam.suite", "suite.jsonl"),
+        ("redteam.labelled", "labelled.jsonl"),
     ):
         source = tmp_path / name
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, tmp_path / "elsewhere" / name)
@@ -427,6 +448,51 @@ def trained(steps: int) -> Callable[[Path], bool]:
             return (run / "adapter").exists()
 
     return look
+
+
+def kept_steps(run: Path) -> list[int]:
+    """Steps of training that a started run has on record."""
+    lines = (run / ".partial" / "adapter" / "trajectory.jsonl").read_text().splitlines()
+    return [record["step"] for record in map(json.loads, lines) if record["split"] == "train"]
+
+
+@pytest.mark.slow
+def test_training_continues_from_its_last_checkpoint(tiny_path: Path, tmp_path: Path) -> None:
+    """Seen when the second attempt has just begun: it keeps the steps up to the checkpoint, and forgets those after."""
+    write_workplace(tmp_path, tiny_path)
+    run = tmp_path / "runs" / "killed"
+    options = ("--to", "adapter", "--set", "train.epochs=8")
+    killed_when(tmp_path, trained(20), 0.0, *options)
+    steps = [int(path.name.rsplit("-")[-1]) for path in (run / ".partial").glob("adapter/checkpoints/checkpoint-*/")]
+    assert steps, "killed after the first checkpoint"
+    record = run / ".partial" / "adapter" / "trajectory.jsonl"
+    before = record.stat().st_mtime_ns
+    killed_when(tmp_path, lambda _: record.stat().st_mtime_ns != before, 0.0, *options)
+    kept = kept_steps(run)
+    assert kept == list(range(1, len(kept) + 1))
+    assert len(kept) >= max(steps) - 3 > 0  # the newest checkpoint may have been half-written
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="train/qlora.py removes its checkpoints before it has said that it is done")
+def test_killed_while_tidying_up_training_is_not_lost(tiny_path: Path, tmp_path: Path) -> None:
+    """SIGKILL when the first file of the checkpoints has been removed."""
+    write_workplace(tmp_path, tiny_path)
+    code = (
+        "import os, shutil, signal, sys; from pathlib import Path\n"
+        "import karma_electric.train.qlora as qlora\n"
+        "def die(folder, **_):\n"
+        "    [file.unlink() for file in Path(folder).rglob('adapter_model.safetensors')]\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "qlora.shutil = type('shutil', (), {'rmtree': staticmethod(die)})\n"
+        "sys.argv = ['karma', 'run', 'tiny.toml', '--to', 'adapter']\n"
+        "from karma_electric.cli.main import main; main()"
+    )
+    first = subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path, env=ENVIRONMENT, timeout=300)
+    assert first.returncode == -signal.SIGKILL
+    second = karma("run", "tiny.toml", "--to", "adapter", cwd=tmp_path)
+    assert second.code == 0, second.err
+    assert len(trajectory(tmp_path / "runs" / "tiny")) == 11
 
 
 @pytest.mark.slow

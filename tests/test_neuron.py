@@ -307,6 +307,16 @@ def test_a_bolder_alpha_only_scales_the_down_column(
     torch.testing.assert_close(soft.down / -soft.down.norm(), cap.directions[3])
 
 
+def test_a_neuron_is_fitted_on_what_the_caps_before_it_leave(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cap: Cap
+) -> None:
+    """Each of them alone may be right, and all together wrong, if they were fitted on the uncapped model."""
+    last = cap.spec.layers[-1]
+    alone = replace(cap, spec=replace(cap.spec, layers=(last,)))
+    among, by_itself = (fit_neurons(model, tokenizer, c, CALIBRATION[:16])[last] for c in (cap, alone))
+    assert not torch.allclose(among.gate, by_itself.gate, rtol=1e-3)
+
+
 def test_batching_changes_no_neuron(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cap: Cap) -> None:
     alone, together = (fit_neurons(model, tokenizer, cap, CALIBRATION[:16], batch_tokens=size) for size in (1, 100_000))
     for layer in cap.spec.layers:

@@ -385,6 +385,18 @@ def _killed_for(name: str) -> Callable[..., None]:
     return rmtree
 
 
+@pytest.mark.parametrize("mark", [None, "", "[1]", '{"id": 3}'])
+def test_an_attempt_of_unknown_settings_is_not_continued(chain: Chain, mark: str | None) -> None:
+    chain.resumable = {"b"}
+    failing_once(chain, "b", Killed())
+    with pytest.raises(Killed):
+        chain.go()
+    file = chain.run / ".partial" / "b.json"
+    file.unlink() if mark is None else file.write_text(mark)
+    chain.go()
+    assert chain.text("b") == "nothing"
+
+
 def test_a_torn_temporary_file_is_not_sealed_with_the_rest(chain: Chain) -> None:
     chain.resumable = {"b"}
     failing_once(chain, "b", Killed())
@@ -405,6 +417,19 @@ def test_a_crash_between_sealing_and_renaming_loses_nothing(chain: Chain, monkey
             chain.go()
     assert not (chain.run / "a").exists()
     assert chain.go()["a"] == "skipped"
+    assert chain.executed().count("a") == 1
+    assert whole(chain.run)
+
+
+def test_a_crash_while_hashing_does_not_cost_the_stage(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("karma_electric.pipeline.seal", crash)
+        with pytest.raises(Killed):
+            chain.go()
+    assert chain.go()["a"] == "made"
     assert chain.executed().count("a") == 1
     assert whole(chain.run)
 
@@ -447,6 +472,7 @@ def test_a_disk_that_fills_while_sealing_leaves_nothing_to_be_trusted(
     assert not (chain.run / "a").exists()
     assert not list(chain.run.rglob(MANIFEST))
     chain.go()
+    assert chain.executed().count("a") == 1  # its work was done: only the manifest was not written
     assert whole(chain.run)
 
 

@@ -19,7 +19,9 @@ from karma_electric.core.artifact import (
     MANIFEST,
     artifact_id,
     disk_full,
+    flush,
     is_whole,
+    read_json,
     read_manifest,
     require_space,
     seal,
@@ -221,8 +223,10 @@ def _short(value: object) -> str:
 
 def _make(run: Path, stage: Stage, progress: Progress) -> None:
     partial = _partial(run, stage)
-    mark = partial.with_name(f"{partial.name}.json")  # the id of what is being made in `partial`
-    if not (stage.resumable and partial.is_dir() and _marked_id(mark) == stage.id):
+    mark = partial.with_name(f"{partial.name}.json")  # the id of what is being made in `partial`, and how far it is
+    found = _read_mark(mark) if partial.is_dir() else {}
+    executed = found == {"id": stage.id, "executed": True}
+    if not (executed or (stage.resumable and found.get("id") == stage.id)):
         mark.unlink(missing_ok=True)  # first: a kill while wiping must not leave half a folder that seems resumable
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -230,7 +234,10 @@ def _make(run: Path, stage: Stage, progress: Progress) -> None:
     elif any(partial.iterdir()):
         progress.say("  continuing where the last attempt stopped")
     try:
-        stage.execute(partial, progress)
+        if not executed:
+            stage.execute(partial, progress)
+            flush(partial)
+            write_json(mark, {"id": stage.id, "executed": True})  # a kill while hashing must not cost the whole stage
         seal(partial, kind=stage.kind, config=stage.config, inputs=stage.inputs)
     except Exception as error:
         if disk_full(error):
@@ -243,11 +250,12 @@ def _make(run: Path, stage: Stage, progress: Progress) -> None:
     mark.unlink()
 
 
-def _marked_id(mark: Path) -> str | None:
+def _read_mark(mark: Path) -> dict[str, Any]:
     try:
-        return str(json.loads(mark.read_text())["id"])
-    except (OSError, ValueError, KeyError):
-        return None
+        found = read_json(mark)
+    except (MissingError, ArtifactError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _put_in_place(run: Path, stage: Stage, partial: Path) -> None:

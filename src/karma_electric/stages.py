@@ -19,7 +19,7 @@ from karma_electric.core.artifact import (
     write_atomic,
     write_json,
 )
-from karma_electric.core.errors import GateError
+from karma_electric.core.errors import DataError, GateError
 from karma_electric.core.extras import require
 from karma_electric.core.progress import Progress
 from karma_electric.core.recipe import Recipe
@@ -126,7 +126,7 @@ def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
     arms = {
         f"redteam/{arm}": add(
             f"redteam/{arm}",
-            {**_config(recipe.redteam, without=("suite", "arms")), "persona": persona, **arithmetic},
+            {**_config(recipe.redteam, without=("suite", "labelled", "arms")), "persona": persona, **arithmetic},
             {**models[arm], "suite": hashes["suite"]},
             partial(_arm, recipe, arm, folders[arm], files["suite"]),
             resumable=True,
@@ -366,11 +366,17 @@ def _arm(recipe: Recipe, arm: str, folder: Path, suite: Path, out: Path, progres
 def _judge(suite: Path, labelled: Path, out: Path, progress: Progress) -> None:
     from dataclasses import asdict
 
-    from karma_electric.redteam.labelled import load_labelled, measure
+    from karma_electric.redteam.labelled import half_of, load_labelled, measure
     from karma_electric.redteam.scenario import load_suite
 
     scenarios = load_suite(suite)
-    measured = measure(scenarios, load_labelled(labelled, scenarios))
+    rows = load_labelled(labelled, scenarios)
+    if missing := {"A", "B"} - {half_of(row.scenario_id) for row in rows}:
+        raise DataError(
+            f"{labelled.name} has no answers to scenarios of half {min(missing)} (halves go by a hash of the id).",
+            "Label answers to more scenarios, or leave redteam.labelled empty.",
+        )
+    measured = measure(scenarios, rows)
     write_json(out / "agreement.json", {half: asdict(result) for half, result in measured.items()})
     unseen = measured["B"]
     if unseen.kappa is not None:

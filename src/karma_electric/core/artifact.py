@@ -146,12 +146,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def seal(folder: Path, *, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Manifest:
-    """Hash the files of `folder` and write its manifest, last and atomically. Returns the manifest."""
-    names = list_files(folder)
-    for name in names:
+def flush(folder: Path) -> None:
+    """Flush the files of a folder to disk, so that what is written after them is not there without them."""
+    for name in list_files(folder):
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
+
+
+def seal(folder: Path, *, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Manifest:
+    """Hash the files of `folder` and write its manifest, last and atomically. Returns the manifest."""
+    flush(folder)
+    names = list_files(folder)
     manifest = Manifest(
         kind=kind,
         id=artifact_id(kind, config, inputs),

