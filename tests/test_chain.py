@@ -19,7 +19,9 @@ import pytest
 
 import tiny
 from karma_electric.core.artifact import MANIFEST
+from karma_electric.core.errors import DataError
 from karma_electric.core.messages import assistant, user
+from karma_electric.core.progress import Silent
 from karma_electric.core.recipe import load_recipe
 from karma_electric.data.corpus import dump_lines
 from karma_electric.data.example import Analysis, Example
@@ -112,7 +114,7 @@ def write_workplace(folder: Path, base: Path) -> None:
             {"id": p.id, "kind": p.kind, "prompt": f"{name}: {p.text}"} for p in tiny.prompts(n, seed, prefix=name)
         ]
         (folder / f"{name}.jsonl").write_text(dump_lines(prompts), encoding="utf-8")
-    scenarios = [scenario(n, generator) for n in range(4)]
+    scenarios = [scenario(n, generator) for n in range(2, 6)]  # two of each half of the labels
     (folder / "suite.jsonl").write_text(dump_lines(scenarios), encoding="utf-8")
     labelled = [row for item in scenarios for row in labelled_answers(item)]
     (folder / "labelled.jsonl").write_text(dump_lines(labelled), encoding="utf-8")
@@ -317,6 +319,17 @@ def test_a_failed_gate_ends_in_1_and_leaves_what_was_there(finished: Finished, t
     assert ended.code == 1, ended.err
     assert ended.err.splitlines()[-1].startswith("error: The baked cap is not faithful: KL ratio ")
     assert snapshot(tmp_path / "run" / "capped") == before
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_labels_of_one_half_alone_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_workplace(tmp_path, bare_base(tmp_path))
+    rows = (tmp_path / "labelled.jsonl").read_text().splitlines(keepends=True)[:kept]
+    (tmp_path / "labelled.jsonl").write_text("".join(rows))
+    stages = {stage.name: stage for stage in plan_run(load_recipe(tmp_path / "tiny.toml"), tmp_path)}
+    with pytest.raises(DataError, match=r"labelled\.jsonl has no answers to scenarios of half [AB]"):
+        stages["redteam/judge"].execute(tmp_path, Silent())
 
 
 # --- what a change makes anew

@@ -445,6 +445,26 @@ def test_a_damaged_model_is_one_line(
     karma_here(monkeypatch, capsys, "chat", tmp_path / "model", "--prompt", "Hi").refused(2, "could not be loaded")
 
 
+def test_a_missing_extra_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("karma_electric.core.extras.is_present", lambda module: module != "accelerate")
+    ended = karma_here(monkeypatch, capsys, "chat", tmp_path, "--prompt", "Hi")
+    ended.refused(3, "needs accelerate", "pip install 'karma-electric[model]'")
+
+
+def test_doctor_says_what_is_missing_and_what_it_would_enable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("karma_electric.core.extras.is_present", lambda module: module != "xllamacpp")
+    text = karma_here(monkeypatch, capsys, "doctor")
+    assert text.code == 0
+    assert "gguf         missing xllamacpp: would enable GGUF files" in text.out
+    assert "pip install 'karma-electric[gguf]'" in text.out
+    found = json.loads(karma_here(monkeypatch, capsys, "doctor", "--json").out)
+    assert {extra["name"] for extra in found["extras"] if extra["missing"]} == {"gguf"}
+
+
 # --- however a command ends
 
 

@@ -138,9 +138,12 @@ def test_the_order_of_the_corpus_does_not_matter(sizes: list[int], seed: int, or
     assert split(shuffled, 0.1, seed) == split(examples, 0.1, seed)
 
 
-def test_another_seed_splits_otherwise() -> None:
+def test_another_seed_splits_and_orders_otherwise() -> None:
     examples = corpus_of([20] * 5)
-    assert ids(split(examples, 0.2, 0)[1]) != ids(split(examples, 0.2, 1)[1])
+    (train, validation), (other_train, other_validation) = (split(examples, 0.2, seed) for seed in (0, 1))
+    assert ids(validation) != ids(other_validation)
+    both = ids(train) & ids(other_train)
+    assert [e.id for e in train if e.id in both] != [e.id for e in other_train if e.id in both]
 
 
 def test_training_examples_come_shuffled_over_the_categories() -> None:
