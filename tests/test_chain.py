@@ -487,7 +487,6 @@ def test_training_continues_from_its_last_checkpoint(tiny_path: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="train/qlora.py removes its checkpoints before it has said that it is done")
 def test_killed_while_tidying_up_training_is_not_lost(tiny_path: Path, tmp_path: Path) -> None:
     """SIGKILL when the first file of the checkpoints has been removed."""
     write_workplace(tmp_path, tiny_path)

@@ -203,7 +203,7 @@ def test_a_missing_recipe_lists_the_shipped_ones() -> None:
         ("train.gradient_checkpointing=true", "train.gradient_checkpointing", True),
         ("model.base=./some folder", "model.base", "./some folder"),  # bare words are strings
         ('model.base="quoted"', "model.base", "quoted"),
-        ("card.model_name=a=b", "card.model_name", "a=b"),  # only the first = divides
+        ("persona.name=a=b", "persona.name", "a=b"),  # only the first = divides
         ('release.versions=["v1", "v2"]', "release.versions", ["v1", "v2"]),
         (" train.rank = 8", "train.rank", 8),
         ("merge.dtype=float32", "merge.dtype", "float32"),  # a section the file does not have

@@ -242,5 +242,5 @@ def test_a_label_that_is_no_outcome_is_an_error_with_its_line(tmp_path: Path) ->
     first, second, *_ = path.read_text().splitlines()
     broken = tmp_path / "labels.jsonl"
     broken.write_text(first + "\n" + second.replace('"label": "pass"', '"label": "good"') + "\n")
-    with pytest.raises(DataError, match=r"labels.jsonl line 2: label is 'good', expected one of pass, partial"):
+    with pytest.raises(DataError, match=r"labels.jsonl line 2: label is 'good'. Expected one of pass, partial"):
         load_labelled(broken, suite)

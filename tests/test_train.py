@@ -390,3 +390,9 @@ def test_the_merged_folder_is_an_ordinary_model_with_the_bases_tokenizer(
 def test_merging_without_an_adapter_says_what_to_run(tiny_path: Path, release: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="Run the adapter stage first"):
         merge_adapter(tiny_path, tmp_path, release, MergeSection(), tmp_path / "out")
+
+
+def test_nf4_on_a_cpu_refuses_widths_that_would_crash(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 64, "intermediate_size": 96}')
+    with pytest.raises(InputError, match="intermediate_size is 96"):
+        adapted_model(tmp_path, TrainSection(quantisation="nf4"), torch.float32)

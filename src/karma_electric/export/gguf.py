@@ -188,7 +188,9 @@ def _read_config(model_dir: Path) -> dict[str, Any]:
     if config.get("quantization_config"):
         raise InputError(f"{model_dir} holds quantised weights.", "Export the merged model in bfloat16.")
     if config.get("hidden_act", "silu") != "silu":
-        raise InputError(f"{model_dir} uses {config['hidden_act']!r}, llama.cpp's Llama computes silu.")
+        raise InputError(
+            f"{model_dir} uses {config['hidden_act']!r}, llama.cpp's Llama computes silu.", "Export another model."
+        )
     for key in _NEEDED:
         if config.get(key) is None:
             raise ArtifactError(f"{model_dir / 'config.json'} has no {key!r}.", _AGAIN)

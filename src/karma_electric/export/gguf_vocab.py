@@ -101,7 +101,9 @@ def _vocabulary(tokenizer: Mapping[str, Any], vocab_size: int, path: Path) -> tu
     by_id = {number: text for text, number in tokenizer["model"]["vocab"].items()}
     by_id |= {number: token["content"] for number, token in added.items()}
     if max(by_id) >= vocab_size:
-        raise ArtifactError(f"{path} has token id {max(by_id)}, the model {vocab_size} embeddings.")
+        raise ArtifactError(
+            f"{path} has token id {max(by_id)}, the model {vocab_size} embeddings.", "Use the model's own tokenizer."
+        )
     types = []
     for number in range(vocab_size):
         if number not in by_id:

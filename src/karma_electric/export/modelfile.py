@@ -84,7 +84,9 @@ def detect_family(chat_template: str) -> Family:
             for probe in _PROBES
         ]
     except Exception as error:  # templates raise what they like
-        raise InputError(f"The chat template fails on a plain conversation ({error}).") from None
+        raise InputError(
+            f"The chat template fails on a plain conversation ({error}).", "Use an instruct model's own template."
+        ) from None
     for family, frame in _FRAMES.items():
         texts = [frame.render(probe) for probe in _PROBES]
         if [text.removeprefix("<|begin_of_text|>") for text in rendered] == texts:

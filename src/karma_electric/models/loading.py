@@ -145,7 +145,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path} has no usable tokenizer ({_first_line(error)}).", "") from error
+        raise ArtifactError(
+            f"{path} has no usable tokenizer ({_first_line(error)}).", "Give a whole model folder."
+        ) from error
     if tokenizer.chat_template is None:
         raise ArtifactError(f"The tokenizer in {path} has no chat template.", "Use an instruct model.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:

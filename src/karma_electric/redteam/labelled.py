@@ -59,13 +59,15 @@ def load_labelled(path: Path, suite: Sequence[Scenario]) -> list[Labelled]:
     for number, raw in read_jsonl(path):
         where = f"{path.name} line {number}"
         if not isinstance(raw, dict) or raw.keys() != _KEYS or not all(isinstance(v, str) for v in raw.values()):
-            raise DataError(f"{where} is not a labelled response, expected texts under {', '.join(sorted(_KEYS))}.")
+            raise DataError(f"{where} is not a labelled response.", f"Expected texts under {', '.join(sorted(_KEYS))}.")
         if raw["label"] not in OUTCOMES:
-            raise DataError(f"{where}: label is {raw['label']!r}, expected one of {', '.join(OUTCOMES)}.")
+            raise DataError(f"{where}: label is {raw['label']!r}.", f"Expected one of {', '.join(OUTCOMES)}.")
         if raw["scenario_id"] not in known:
-            raise DataError(f"{where}: scenario {raw['scenario_id']!r} is not in the suite.")
+            raise DataError(
+                f"{where}: scenario {raw['scenario_id']!r} is not in the suite.", "Labels belong to one suite."
+            )
         if raw["id"] in rows:
-            raise DataError(f"{where}: id {raw['id']!r} is already there, expected a new one.")
+            raise DataError(f"{where}: id {raw['id']!r} is already there.", "Ids are unique.")
         rows[raw["id"]] = Labelled(**raw)
     return list(rows.values())
 

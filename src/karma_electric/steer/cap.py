@@ -69,7 +69,9 @@ class Cap:
         if spec.site not in axis.directions:
             raise ArtifactError(f"The axis has no directions for the site {spec.site!r}.", "Extract the axis again.")
         if any(not 0 <= layer < axis.n_layers for layer in spec.layers):
-            raise ArtifactError(f"The cap names blocks {list(spec.layers)}, the axis has 0-{axis.n_layers - 1}.", "")
+            raise ArtifactError(
+                f"The cap names blocks {list(spec.layers)}, the axis has 0-{axis.n_layers - 1}.", "Calibrate again."
+            )
         vectors = axis.directions[spec.site]
         return cls(spec, {layer: vectors[layer] for layer in spec.layers})
 

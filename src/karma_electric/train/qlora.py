@@ -56,6 +56,8 @@ def train_adapter(
     Raises:
         GateError: the loss diverged. DataError: no example fits. InputError: out of memory.
     """
+    if (out / SUMMARY).exists():
+        return _tidied(out)
     require("train")
     import_quietly("bitsandbytes", "trl")
     import torch
@@ -99,9 +101,15 @@ def train_adapter(
     records = read_trajectory(out / FILE)
     summary = _summary(records, data, section, trainer.model, _elapsed(out))
     plot_trajectory(records, out / "loss.png")
-    shutil.rmtree(out / _CHECKPOINTS)
-    (out / _CLOCK).unlink(missing_ok=True)
     write_json(out / SUMMARY, summary)
+    return _tidied(out)
+
+
+def _tidied(out: Path) -> dict[str, Any]:
+    """Remove what only a continuation needs; the summary is there already, so a kill in here costs nothing."""
+    shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)
+    (out / _CLOCK).unlink(missing_ok=True)
+    summary: dict[str, Any] = read_json(out / SUMMARY)
     return summary
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ def adapted_model(base: Path, section: TrainSection, compute: torch.dtype) -> Pe
 
     quantisation = None
     if section.quantisation == "nf4":
+        _check_widths(base)
         quantisation = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -56,6 +58,19 @@ def adapted_model(base: Path, section: TrainSection, compute: torch.dtype) -> Pe
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def _check_widths(base: Path) -> None:
+    """NF4 on a CPU crashes inside bitsandbytes unless rows are whole blocks of 64."""
+    if pick_device() != "cpu":
+        return
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    odd = [key for key in ("hidden_size", "intermediate_size") if int(config.get(key) or 0) % 64]
+    if odd:
+        raise InputError(
+            f"{base}: {odd[0]} is {config[odd[0]]}, and NF4 on a CPU needs a multiple of 64.",
+            'Set train.quantisation = "none".',
+        )
 
 
 def _check_targets(model: Any, targets: list[str]) -> None:

@@ -156,7 +156,9 @@ class LlamaCppEngine:
                 )
             )
         except Exception as error:  # templates raise what they like
-            raise InputError(f"The chat template refuses this conversation ({error}).") from None
+            raise InputError(
+                f"The chat template refuses this conversation ({error}).", "Turns alternate, starting with the user."
+            ) from None
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text in which special tokens are written out. No BOS is added."""
@@ -220,7 +222,7 @@ def _checked(answer: dict[str, Any]) -> dict[str, Any]:
             f"The conversation has {error['n_prompt_tokens']} tokens, the context is {error['n_ctx']}.",
             "Shorten it, or give the engine a larger context.",
         )
-    raise InputError(f"llama.cpp refused the request: {error.get('message', error)}.")
+    raise InputError(f"llama.cpp refused the request: {error.get('message', error)}.", "Check prompt and sampling.")
 
 
 def _completion(answer: dict[str, Any]) -> Completion:
