@@ -20,6 +20,7 @@ END = "<!-- results: end -->"
 KEPT = (".json", ".jsonl", ".png", ".md", ".toml", ".html")
 LARGEST_BYTES = 600_000
 LEFT_OUT = {"tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json", "adapter_config.json"}
+LEFT_OUT |= {"train.jsonl", "validation.jsonl"}  # the corpus again
 
 
 def keep(run: Path) -> None:
@@ -43,6 +44,16 @@ def read(*parts: str) -> Any:
     return json.loads((ROOT / "results" / "demo").joinpath(*parts).read_text(encoding="utf-8"))
 
 
+def readings() -> list[str]:
+    """What may be said of the arms against each other, in words."""
+    from karma_electric.redteam.runner import read_verdicts
+    from karma_electric.redteam.stats import compare
+
+    folder = ROOT / "results" / "demo" / "redteam"
+    pairs = (("base", "tuned"), ("tuned", "capped"))
+    return [compare(read_verdicts(folder / a), read_verdicts(folder / b), name_a=a, name_b=b).reading for a, b in pairs]
+
+
 def rendered() -> str:
     """The generated part of the README: table and figures of the demo run."""
     lines = [
@@ -58,6 +69,7 @@ def rendered() -> str:
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     training, merge = read("adapter", "training.json"), read("merged", "merge.json")
     fidelity, cap, parity = read("capped", "fidelity.json"), read("axis", "cap.json"), read("gguf", "parity.json")
+    judge = read("redteam", "judge", "agreement.json")["B"]
     manifest = read("card", "manifest.json")
     hardware = manifest["hardware"]
     lines += [
@@ -75,9 +87,15 @@ def rendered() -> str:
         f"| {cap['cap_rate']['mean']:.1%} | `results/demo/axis/cap.json` |",
         f"| Cap neuron: KL(hooked, baked) / KL(hooked, uncapped), held-out | {fidelity['all']['kl_ratio']:.4f} "
         f"({fidelity['all']['tokens']:,} tokens) | `results/demo/capped/fidelity.json` |",
-        f"| Greedy tokens of llama.cpp on the capped Q8_0 file as in transformers "
-        f"| {parity['capped']['greedy_agreement']:.0%} of {parity['capped']['n_prompts']} answers' tokens "
-        f"| `results/demo/gguf/parity.json` |",
+        f"| Q8_0 files in llama.cpp: tokens of a greedy answer as in transformers before the first difference "
+        f"| {parity['merged']['greedy_agreement']:.0%} uncapped, {parity['capped']['greedy_agreement']:.0%} capped "
+        f"({parity['capped']['n_prompts']} answers of {parity['capped']['max_new_tokens']} tokens; all token ids equal: "
+        f"{'yes' if parity['capped']['token_ids_equal'] else 'no'}) | `results/demo/gguf/parity.json` |",
+        f"| The judge against {judge['n']} labels it was not tuned on, Cohen's kappa "
+        f"| {judge['kappa']:.2f} ({judge['kappa_interval'][0]:.2f} to {judge['kappa_interval'][1]:.2f}) "
+        f"| `results/demo/redteam/judge/agreement.json` |",
+        "",
+        *(f"- {reading}" for reading in readings()),
     ]
     return "\n".join(lines)
 

@@ -123,6 +123,7 @@ def build_trainer(
         save_total_limit=2,
         eval_strategy="epoch",
         eval_on_start=True,
+        prediction_loss_only=True,  # validation logits are not kept
         seed=section.seed,
         data_seed=section.seed,
         report_to=[],
