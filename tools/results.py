@@ -89,7 +89,7 @@ def rendered() -> str:
         f"({fidelity['all']['tokens']:,} tokens) | `results/demo/capped/fidelity.json` |",
         f"| Q8_0 files in llama.cpp: tokens of a greedy answer as in transformers before the first difference "
         f"| {parity['merged']['greedy_agreement']:.0%} uncapped, {parity['capped']['greedy_agreement']:.0%} capped "
-        f"({parity['capped']['n_prompts']} answers of {parity['capped']['max_new_tokens']} tokens; all token ids equal: "
+        f"({parity['capped']['n_prompts']} answers of {parity['capped']['max_new_tokens']} tokens; token ids equal: "
         f"{'yes' if parity['capped']['token_ids_equal'] else 'no'}) | `results/demo/gguf/parity.json` |",
         f"| The judge against {judge['n']} labels it was not tuned on, Cohen's kappa "
         f"| {judge['kappa']:.2f} ({judge['kappa_interval'][0]:.2f} to {judge['kappa_interval'][1]:.2f}) "
