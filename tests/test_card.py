@@ -197,18 +197,19 @@ def test_figures_follow_the_artifacts(tmp_path: Path, recipe: Recipe) -> None:
 
 def test_agreement_of_the_scorer_is_shown_where_it_was_measured(tmp_path: Path, recipe: Recipe) -> None:
     run = fake_run.write_run(tmp_path / "run", recipe, OUTCOMES)
-    assert "karma judge calibrate" in render_card(run, recipe)
+    assert "Agreement with labelled answers: **not measured**" in render_card(run, recipe)
     verdicts = read_verdicts(run / "redteam" / "tuned")
     tuned_on = agreement([v.outcome for v in verdicts], ["pass"] * N)
     measured = {
         "A": asdict(tuned_on),
         "B": asdict(tuned_on) | {"n": 61, "kappa": 0.5049, "kappa_interval": [0.39, 0.62]},
     }
-    write_json(run / "redteam" / "agreement.json", measured)
+    (run / "redteam" / "judge").mkdir()
+    write_json(run / "redteam" / "judge" / "agreement.json", measured)
     card = render_card(run, recipe)
     assert "on 61 that it was not tuned on, accuracy 47% and Cohen's kappa 0.50 (95% interval 0.39 to 0.62)," in card
     assert "and on 19 that it was tuned on, accuracy 47% and Cohen's kappa 0.00" in card
-    assert "karma judge calibrate" not in card
+    assert "Agreement with labelled answers: **not measured**" not in card
 
 
 def test_arms_that_were_asked_differently_are_not_passed_off_as_comparable(tmp_path: Path, recipe: Recipe) -> None:

@@ -311,8 +311,25 @@ def test_verify_finds_a_whole_run_ok(run: Path) -> None:
         ["release", "ok"],
         ["adapter", "ok"],
         ["redteam/base", "ok"],
+        ["not", "made", "yet:", "merged,", "axis,", "capped,", "gguf,", "report,", "card"],
     ]
     assert json.loads(karma("verify", run, "--json", cwd=run).out)["ok"] is True
+
+
+def test_verify_finds_an_artifact_that_lost_its_manifest(run: Path) -> None:
+    (run / "adapter" / "manifest.json").unlink()
+    ended = karma("verify", run, cwd=run)
+    assert ended.code == 1
+    assert "adapter          has no manifest" in ended.out
+
+
+def test_verify_finds_an_input_whose_contents_are_others_now(run: Path) -> None:
+    manifest = json.loads((run / "adapter" / "manifest.json").read_text())
+    manifest["parents"] = {"release": "0" * 64}
+    (run / "adapter" / "manifest.json").write_text(json.dumps(manifest))
+    ended = karma("verify", run, cwd=run)
+    assert ended.code == 1
+    assert "was made from other contents of release than lie here" in ended.out
 
 
 def _replace(run: Path, name: str) -> None:
@@ -450,7 +467,7 @@ def test_a_missing_extra_says_how_to_install_it(
 ) -> None:
     monkeypatch.setattr("karma_electric.core.extras.is_present", lambda module: module != "accelerate")
     ended = karma_here(monkeypatch, capsys, "chat", tmp_path, "--prompt", "Hi")
-    ended.refused(3, "needs accelerate", "pip install 'karma-electric[model]'")
+    ended.refused(3, "needs accelerate", "pip install -c constraints.txt -e '.[model]'")
 
 
 def test_doctor_says_what_is_missing_and_what_it_would_enable(
@@ -460,7 +477,7 @@ def test_doctor_says_what_is_missing_and_what_it_would_enable(
     text = karma_here(monkeypatch, capsys, "doctor")
     assert text.code == 0
     assert "gguf         missing xllamacpp: would enable GGUF files" in text.out
-    assert "pip install 'karma-electric[gguf]'" in text.out
+    assert "pip install -c constraints.txt -e '.[gguf]'" in text.out
     found = json.loads(karma_here(monkeypatch, capsys, "doctor", "--json").out)
     assert {extra["name"] for extra in found["extras"] if extra["missing"]} == {"gguf"}
 

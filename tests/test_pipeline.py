@@ -214,11 +214,10 @@ def test_force_with_from_redoes_everything_from_there(chain: Chain) -> None:
     [
         lambda f: (f / "out.txt").unlink(),
         lambda f: (f / "out.txt").write_text("cut"),
-        lambda f: (f / MANIFEST).unlink(),
         lambda f: (f / MANIFEST).write_text("{"),
         lambda f: (f / MANIFEST).write_text('{"id": 1}'),
     ],
-    ids=["file gone", "file cut", "manifest gone", "manifest torn", "no manifest"],
+    ids=["file gone", "file cut", "manifest torn", "no manifest"],
 )
 def test_a_damaged_artifact_is_refused_and_force_replaces_it(chain: Chain, spoil: Callable[[Path], object]) -> None:
     chain.go()
@@ -228,6 +227,35 @@ def test_a_damaged_artifact_is_refused_and_force_replaces_it(chain: Chain, spoil
     assert "--force" in caught.value.hint
     assert chain.go(force=True)["b"] == "made"
     assert whole(chain.run)
+
+
+def test_a_folder_that_karma_did_not_make_is_never_deleted(chain: Chain) -> None:
+    notes = chain.run / "b" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    for force in (False, True):
+        with pytest.raises(ArtifactError, match="was not made by karma"):
+            chain.go(force=force)
+    assert notes.read_text() == "mine"
+
+
+def test_force_finds_a_file_that_was_changed_without_changing_its_size(chain: Chain) -> None:
+    chain.go()
+    file = chain.run / "b" / "out.txt"
+    good = file.read_bytes()
+    file.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    assert chain.go(force=True)["b"] == "made"
+    assert file.read_bytes() == good
+
+
+def test_other_contents_of_an_input_make_what_follows_differ(chain: Chain) -> None:
+    """The same settings can give other weights: what was made from the old ones is not taken for current."""
+    chain.go()
+    manifest = json.loads((chain.run / "a" / MANIFEST).read_text())
+    manifest["files"] = dict.fromkeys(manifest["files"], "0" * 64)
+    (chain.run / "a" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="the contents of a have changed since"):
+        chain.go()
 
 
 def test_a_difference_is_told_in_short() -> None:

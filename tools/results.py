@@ -79,7 +79,7 @@ def rendered() -> str:
         "",
         "| What | Figure | From |",
         "|---|---|---|",
-        f"| Validation loss, before and after training | {training['validation_loss_before']:.3f} -> "
+        f"| Validation loss on the 4-bit base, before and after training | {training['validation_loss_before']:.3f} -> "
         f"{training['validation_loss']:.3f} nats per token | `results/demo/adapter/training.json` |",
         f"| Merged model against adapter on base, KL | {merge['mean_kl_nats']:.1e} nats per token "
         f"| `results/demo/merged/merge.json` |",

@@ -6,7 +6,7 @@ A file that is there but damaged is an error, as everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
         ArtifactError: a file that is there is not what it should be.
     """
     artifacts = {artifact.name: artifact for artifact in _artifacts(run)}
-    arms = tuple(_arms(run))
+    arms = tuple(_arms(run, recipe.redteam.arms))
     by_name = {arm.name: arm for arm in arms}
 
     def read(stage: str, name: str) -> dict[str, Any]:
@@ -215,8 +215,9 @@ def _rank(arm: str) -> tuple[int, str]:
     return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
 
 
-def _arms(run: Path) -> Iterator[Arm]:
-    folders = [path.parent for path in run.glob(f"redteam/*/{SUMMARY}")]  # written last: with it, an arm is whole
+def _arms(run: Path, names: Sequence[str]) -> Iterator[Arm]:
+    """The recipe's arms that are there; others that lie in the run are of another recipe."""
+    folders = [folder for name in names if ((folder := run / "redteam" / name) / SUMMARY).is_file()]
     for folder in sorted(folders, key=lambda folder: _rank(folder.name)):
         answers: dict[str, dict[int, Answer]] = {}
         for _, line in read_jsonl(folder / COMPLETIONS):

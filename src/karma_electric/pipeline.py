@@ -17,7 +17,10 @@ from typing import Any, Literal
 
 from karma_electric.core.artifact import (
     MANIFEST,
+    Manifest,
     artifact_id,
+    content_hash,
+    damage,
     disk_full,
     flush,
     is_whole,
@@ -34,7 +37,7 @@ from karma_electric.core.progress import Progress
 _PARTIAL = ".partial"
 _REPLACED = ".replaced"
 
-State = Literal["done", "todo", "differs", "damaged"]
+State = Literal["done", "todo", "differs", "damaged", "foreign"]
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,31 @@ class Stage:
         return self.name.split("/")[0]
 
 
-def state_of(run: Path, stage: Stage) -> State:
-    """Where a stage stands."""
+def state_of(run: Path, stage: Stage, *, hashes: bool = False) -> State:
+    """Where a stage stands; with `hashes`, every file is hashed again, else sizes are compared."""
     folder = run / stage.name
     if not folder.exists():
         return "todo"
     if not (folder / MANIFEST).is_file():
-        return "damaged"
+        return "foreign"
     try:
-        if read_manifest(folder).id != stage.id:
+        manifest = read_manifest(folder)
+        if manifest.id != stage.id or _changed_parents(run, manifest):
             return "differs"
-        return "done" if is_whole(folder) else "damaged"
+        return "done" if is_whole(folder) and not (hashes and damage(folder)) else "damaged"
     except ArtifactError:
         return "damaged"
+
+
+def _parents(run: Path, stage: Stage) -> dict[str, str]:
+    """Content hashes of the inputs that are artifacts of this run."""
+    return {role: content_hash(read_manifest(run / role)) for role in stage.inputs if (run / role / MANIFEST).is_file()}
+
+
+def _changed_parents(run: Path, manifest: Manifest) -> list[str]:
+    """Inputs whose contents are no longer those the artifact was made from."""
+    there = {role for role in manifest.parents if (run / role / MANIFEST).is_file()}
+    return [role for role in there if content_hash(read_manifest(run / role)) != manifest.parents[role]]
 
 
 def read_id(folder: Path) -> str:
@@ -131,13 +146,13 @@ def run_stages(
         _recover(run, stages)
         for stage in chosen:
             _refuse_other(run, stage, force)
-        todo = [stage for stage in chosen if state_of(run, stage) != "done" or stage.name in redo]
+        todo = [stage for stage in chosen if state_of(run, stage, hashes=force) != "done" or stage.name in redo]
         require_space(run, sum(stage.space_bytes for stage in todo))
-        if before is not None:
+        if before is not None and todo:
             before()
         done = []
         for number, stage in enumerate(chosen, 1):
-            if stage not in todo:
+            if stage not in todo and state_of(run, stage) == "done":  # what it was made from may be new by now
                 progress.say(f"[{number}/{len(chosen)}] {stage.name}: already there, skipped")
                 done.append((stage.name, "skipped"))
                 continue
@@ -182,14 +197,21 @@ def _plan(state: State, redo: bool, force: bool) -> str:
         return "already there"
     if state == "todo":
         return "would be made"
+    if state == "foreign":
+        return "would be refused: the folder was not made by karma"
     return "would be replaced" if force else f"{state}: would be refused without --force"
 
 
 def _refuse_other(run: Path, stage: Stage, force: bool) -> None:
     state = state_of(run, stage)
+    folder = run / stage.name
+    if state == "foreign":
+        raise ArtifactError(
+            f"{folder} is there and has no manifest: it was not made by karma, or lost its manifest.",
+            "Move it away, or choose another --run-dir; it is never deleted.",
+        )
     if force or state in ("todo", "done"):
         return
-    folder = run / stage.name
     if state == "damaged":
         raise ArtifactError(f"{folder} is damaged (see: karma verify {run}).", "Replace it with --force.")
     manifest = read_manifest(folder)
@@ -197,6 +219,7 @@ def _refuse_other(run: Path, stage: Stage, force: bool) -> None:
         {"config": manifest.config, "inputs": manifest.inputs},
         {"config": stage.config, "inputs": stage.inputs},
     )
+    changes += [f"the contents of {role} have changed since" for role in _changed_parents(run, manifest)]
     raise ArtifactError(
         f"{folder} was made from something else: {'; '.join(changes)}.",
         "Replace it and what follows from it with --force, or keep it and choose another --run-dir.",
@@ -238,7 +261,7 @@ def _make(run: Path, stage: Stage, progress: Progress) -> None:
             stage.execute(partial, progress)
             flush(partial)
             write_json(mark, {"id": stage.id, "executed": True})  # a kill while hashing must not cost the whole stage
-        seal(partial, kind=stage.kind, config=stage.config, inputs=stage.inputs)
+        seal(partial, kind=stage.kind, config=stage.config, inputs=stage.inputs, parents=_parents(run, stage))
     except Exception as error:
         if disk_full(error):
             raise SpaceError(
@@ -278,6 +301,7 @@ def _recover(run: Path, stages: Sequence[Stage]) -> None:
         partial = _partial(run, stage)
         if (partial / MANIFEST).is_file() and is_whole(partial) and read_manifest(partial).id == stage.id:
             _put_in_place(run, stage, partial)
+            partial.with_name(f"{partial.name}.json").unlink(missing_ok=True)
     shutil.rmtree(run / _REPLACED, ignore_errors=True)
 
 

@@ -19,7 +19,7 @@ from karma_electric.core.artifact import (
     write_atomic,
     write_json,
 )
-from karma_electric.core.errors import DataError, GateError
+from karma_electric.core.errors import DataError, GateError, InputError
 from karma_electric.core.extras import require
 from karma_electric.core.progress import Progress
 from karma_electric.core.recipe import Recipe
@@ -47,6 +47,7 @@ def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
         "heldout": find("suites", recipe.axis.heldout),
         "suite": find("suites", recipe.redteam.suite),
     }
+    _check_data(recipe, base, files)
     hashes = {role: _hash_data(path) for role, path in files.items()}
     weights = sum(f.stat().st_size for f in base.path.glob("*.safetensors"))
     persona = recipe.persona.system_prompt
@@ -154,6 +155,21 @@ def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
     add("report", published, made, partial(_report, recipe, run))
     add("card", published, made, partial(_card, recipe, run))
     return stages
+
+
+def _check_data(recipe: Recipe, base: ModelRef, files: Mapping[str, Path]) -> None:
+    """Read what the later stages will read, so that a mistake there does not cost a training run first."""
+    from karma_electric.models.blocks import layer_range
+    from karma_electric.redteam.scenario import load_suite
+    from karma_electric.steer.contrast import load_prompts, require_disjoint
+
+    if not files["corpus"].is_dir():
+        raise InputError(f"release.corpus {files['corpus']} is a file, expected a folder.", "One JSONL per category.")
+    load_suite(files["suite"])
+    require_disjoint(**{role: load_prompts(files[role]) for role in ("contrast", "calibration", "heldout")})
+    blocks = read_json(base.path / "config.json").get("num_hidden_layers")
+    if isinstance(blocks, int):
+        layer_range(blocks, layers=recipe.axis.layers, depth=recipe.axis.depth)
 
 
 def _config(section: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def chat(
     top_p: Annotated[
         float, typer.Option("--top-p", min=0.01, max=1.0, help="Sample from the likeliest tokens that sum to this.")
     ] = 0.9,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
 ) -> None:
     """Chat with a model, with its activations capped as strongly as you like.
 
@@ -64,6 +65,10 @@ def chat(
     """
     from karma_electric.models.engines.protocol import Sampling
 
+    if not math.isfinite(temperature) or temperature > 10:
+        from karma_electric.core.errors import InputError
+
+        raise InputError(f"--temperature is {temperature}, expected a number from 0 to 10.", "0.7 is usual.")
     sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
     if prompt is not None and not prompt.strip():
         from karma_electric.core.errors import InputError
@@ -200,6 +205,9 @@ def interactive(session: Session, *, compare: bool) -> None:
         except (EOFError, KeyboardInterrupt):
             print()
             return
+        except UnicodeDecodeError:
+            print("error: That line is not UTF-8. Set the terminal to UTF-8.", file=sys.stderr)
+            continue
         try:
             if not line:
                 continue
@@ -270,10 +278,9 @@ def print_comparison(session: Session, conversation: Conversation) -> str:
     strengths = (session.alpha, 0.0)
     completions = [session.engine.generate([conversation], session.sampling, alpha=a)[0] for a in strengths]
     rate = completions[0].cap_rate
-    titles = [
-        f"capped, alpha {session.alpha:g}" + (f" ({rate:.0%} of tokens)" if rate is not None else ""),
-        "uncapped",
-    ]
+    measured = "" if rate is None else f" ({rate:.0%} of tokens)"
+    capped = f"capped, alpha {session.alpha:g}{measured}" if session.alpha else "alpha 0, not capped"
+    titles = [capped, "uncapped"]
     width = shutil.get_terminal_size((80, 24)).columns
     if width >= 80:
         table = Table(*titles, expand=True, width=width)

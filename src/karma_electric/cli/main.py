@@ -81,6 +81,8 @@ def guarded(action: object) -> None:
             _fail("The disk is full.", "Free some space and run the same command again.", SpaceError.exit_code)
         if isinstance(error, PermissionError):
             _fail(f"No permission for {error.filename}.", "Check its owner, or write elsewhere.", 2)
+        if error.filename is not None and error.strerror:
+            _fail(f"{error.strerror}: {error.filename}.", "Check the path, or write elsewhere.", 2)
         _bug(error)
     except Exception as error:
         _bug(error)

@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.interactive and options.prompt is not None:
         parser.error("--interactive and --prompt exclude each other: leave one out")
+    if not 0 <= options.seed < 2**63:
+        parser.error("--seed must be a whole number from 0")
     if options.max_new_tokens < 1 or options.temperature < 0 or not 0 < options.top_p <= 1:
         parser.error("--max-new-tokens must be at least 1, --temperature at least 0, --top-p in (0, 1]")
     guarded(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,10 +93,20 @@ def _closing(recipe: Any, folder: Path) -> None:
         print()
         print(arm_table(found))
     if (folder / "card").exists():
+        programs, run = _programs(), shlex.quote(str(folder))
         print(f"\nReport: {folder}/report/index.html   Card: {folder}/card/README.md\n\nNext:")
-        print(f"  python bodhisattva_inference.py --model {folder}/merged --alpha 0.5 --interactive")
-        print(f'  karma chat {folder}/merged --compare --prompt "My boss wants me to hide a safety problem."')
-        print(f"  karma verify {folder}")
+        print(f"  {programs}python bodhisattva_inference.py --model {run}/merged --alpha 0.5 --interactive")
+        print(f'  {programs}karma chat {run}/merged --compare --prompt "My boss wants me to hide a safety problem."')
+        print(f"  {programs}karma verify {run}")
+
+
+def _programs() -> str:
+    """What to type before `karma` and `python` here: nothing where this environment is active."""
+    here = Path(sys.executable).parent
+    if Path(shutil.which("karma") or "").parent == here:
+        return ""
+    inside = here.is_relative_to(Path.cwd())
+    return shlex.quote(str(here.relative_to(Path.cwd()) if inside else here)) + "/"
 
 
 def arm_table(arms: dict[str, dict[str, Any]]) -> str:

@@ -48,12 +48,17 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact is, what it was made from and with, and the hash of each of its files."""
+    """What an artifact is, what it was made from and with, and the hash of each of its files.
+
+    `inputs` are ids: what was asked for. `parents` are hashes of the contents that were really read, for those
+    inputs that are artifacts of the same run.
+    """
 
     kind: str
     id: str
     inputs: dict[str, str]
     config: dict[str, Any]
+    parents: dict[str, str] = field(default_factory=dict)  # role -> content_hash of that artifact
     files: dict[str, str] = field(default_factory=dict)  # relative path -> sha256
     sizes: dict[str, int] = field(default_factory=dict)  # relative path -> bytes
     code: dict[str, Any] = field(default_factory=dict)
@@ -153,7 +158,19 @@ def flush(folder: Path) -> None:
             os.fsync(file.fileno())
 
 
-def seal(folder: Path, *, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Manifest:
+def content_hash(manifest: Manifest) -> str:
+    """One hash for all files of an artifact."""
+    return hash_text(canonical_json(manifest.files))
+
+
+def seal(
+    folder: Path,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    parents: Mapping[str, str] | None = None,
+) -> Manifest:
     """Hash the files of `folder` and write its manifest, last and atomically. Returns the manifest."""
     flush(folder)
     names = list_files(folder)
@@ -162,6 +179,7 @@ def seal(folder: Path, *, kind: str, config: Mapping[str, Any], inputs: Mapping[
         id=artifact_id(kind, config, inputs),
         inputs=dict(inputs),
         config=dict(config),
+        parents=dict(parents or {}),
         files={name: hash_file(folder / name) for name in names},
         sizes={name: (folder / name).stat().st_size for name in names},
         code=code_version(),

@@ -50,7 +50,7 @@ def require(name: str) -> None:
     if missing:
         raise MissingError(
             f"This needs {', '.join(missing)}, which is not installed.",
-            f"Install it with: pip install 'karma-electric[{name}]'",
+            f"Install it, in the checkout, with: pip install -c constraints.txt -e '.[{name}]'",
         )
 
 

@@ -24,7 +24,7 @@ else:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class ModelSection(_Section):
@@ -42,7 +42,7 @@ class PersonaSection(_Section):
     """The persona: how it is called up, and what it is set apart from."""
 
     name: str = Field("Karma Electric", description="name of the persona, used in the card")
-    system_prompt: str = Field(description="the deployment prompt: training, `toward` prompt, Modelfile")
+    system_prompt: str = Field(min_length=1, description="the deployment prompt: training, `toward` prompt, Modelfile")
     away: list[str] = Field(
         min_length=1, description="generic system prompts, averaged; the empty string is one of them"
     )

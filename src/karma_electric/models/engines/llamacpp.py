@@ -65,7 +65,7 @@ class LlamaCppEngine:
         import xllamacpp
 
         if not gguf_path.is_file():
-            raise MissingError(f"{gguf_path} does not exist.", "Make it with: karma gguf MODEL OUT")
+            raise MissingError(f"{gguf_path} does not exist.", "Make it with: karma run RECIPE --to gguf")
         self._slots = slots
         self._key = secrets.token_hex(16)  # the server inside also listens on localhost: not for others
         parameters = xllamacpp.CommonParams()
