@@ -27,7 +27,7 @@ def test_the_readme_says_what_the_results_say(results):
 
 
 def test_another_result_makes_another_readme(results, tmp_path, monkeypatch):
-    shutil.copytree(RESULTS, tmp_path / "results" / "demo")
+    shutil.copytree(ROOT / "results", tmp_path / "results")
     fidelity = tmp_path / "results" / "demo" / "capped" / "fidelity.json"
     values = json.loads(fidelity.read_text())
     values["all"]["kl_ratio"] = 0.9876

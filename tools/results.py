@@ -54,6 +54,17 @@ def readings() -> list[str]:
     return [compare(read_verdicts(folder / a), read_verdicts(folder / b), name_a=a, name_b=b).reading for a, b in pairs]
 
 
+def whole_demo() -> str:
+    """Time and memory of `make demo` in a fresh clone, from what /usr/bin/time printed."""
+    text = (ROOT / "results" / "make-demo.txt").read_text(encoding="utf-8")
+    minutes, seconds = text.split("(h:mm:ss or m:ss): ")[1].split()[0].split(":")
+    kilobytes = int(text.split("(kbytes): ")[1].split()[0])
+    return (
+        f"`make demo` in a fresh clone, installation included: {minutes} min {float(seconds):.0f} s, "
+        f"peak memory {kilobytes / 1e6:.1f} GB (`results/make-demo.txt`)."
+    )
+
+
 def rendered() -> str:
     """The generated part of the README: table and figures of the demo run."""
     lines = [
@@ -76,6 +87,7 @@ def rendered() -> str:
         "",
         f"Measured on {hardware['cores']} cores ({hardware.get('processor', hardware['machine'])}, no GPU); "
         f"{training['examples']} training examples, {training['steps']} steps in {training['seconds']:.0f} s.",
+        whole_demo(),
         "",
         "| What | Figure | From |",
         "|---|---|---|",
