@@ -2,7 +2,10 @@
 
 Layer `l` is the 0-based decoder block. Two sites (design, section 4):
   block  the residual stream after block `l`, the block's own output;
-  mlp    the residual stream that block `l`'s MLP reads: the input of the norm in front of that MLP.
+  mlp    the residual stream that block `l`'s MLP reads: the input of the norm in front of that MLP; what a cap
+         changes there is added to what the MLP adds.
+Where attention and MLP run in parallel (GPT-NeoX, Phi, Cohere), that is the block's own input. Where the MLP's output
+is normalised before it is added (Gemma 2 and 3, OLMo 2), a correction goes in after that norm.
 No other module may look inside a model.
 """
 
@@ -27,16 +30,26 @@ _BLOCK_PATHS = (
     "gpt_neox.layers",
     "model.decoder.layers",
 )
-_MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2")
+# Names of the norm in front of the MLP. The last two serve both branches of parallel blocks, which have no other.
+_MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "input_layernorm", "ln_1")
+_MLP_OUTPUT_NORM = "post_feedforward_layernorm"
 
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder block: the module itself, its MLP, and the norm whose input is the `mlp` site."""
+    """One decoder block.
+
+    Attributes:
+        module: the block; its output is the `block` site.
+        mlp: its MLP.
+        mlp_norm: the module whose input is the `mlp` site: the norm in front of the MLP, or the MLP without one.
+        mlp_added: the module whose output is added to the residual stream: the MLP, or the norm behind it.
+    """
 
     module: nn.Module
     mlp: nn.Module
     mlp_norm: nn.Module
+    mlp_added: nn.Module
 
 
 def decoder_blocks(model: PreTrainedModel, path: str | None = None) -> list[Block]:
@@ -67,13 +80,16 @@ def decoder_blocks(model: PreTrainedModel, path: str | None = None) -> list[Bloc
 
 def _block(module: nn.Module) -> Block:
     children = dict(module.named_children())
+    mlp, behind = children.get("mlp"), children.get(_MLP_OUTPUT_NORM)
     norm = next((children[name] for name in _MLP_NORMS if name in children), None)
-    if "mlp" not in children or norm is None:
+    if behind is not None and "pre_feedforward_layernorm" not in children:
+        norm = mlp  # OLMo 2: its post_attention_layernorm belongs to the attention
+    if mlp is None or norm is None:
         raise InputError(
             f"{type(module).__name__} has no MLP with a norm in front of it (children: {', '.join(children)}).",
-            "Only pre-norm blocks with a child named mlp are known.",
+            "Only blocks with a child named mlp and a norm in front of it are known: please report the model's name.",
         )
-    return Block(module=module, mlp=children["mlp"], mlp_norm=norm)
+    return Block(module=module, mlp=mlp, mlp_norm=norm, mlp_added=mlp if behind is None else behind)
 
 
 def hidden_size(model: PreTrainedModel) -> int:

@@ -227,7 +227,7 @@ def _attached(
 def _mlp_hooks(
     block: Block, v: torch.Tensor, t: float, alpha: float | torch.Tensor, seen: list[torch.Tensor] | None
 ) -> list[Any]:
-    """Read the residual stream in front of the MLP's norm, add the correction to the MLP's output."""
+    """Read the residual stream in front of the MLP's norm, add the correction to what the MLP adds."""
     over: list[torch.Tensor] = []
 
     def read(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -240,7 +240,7 @@ def _mlp_hooks(
             raise KarmaError("The norm in front of an MLP is called past its hooks; nothing was capped.", _REPORT)
         return corrected(output, over.pop(), v, alpha)
 
-    return [block.mlp_norm.register_forward_pre_hook(read), block.mlp.register_forward_hook(write)]
+    return [block.mlp_norm.register_forward_pre_hook(read), block.mlp_added.register_forward_hook(write)]
 
 
 def _block_hooks(
