@@ -177,6 +177,36 @@ def test_alpha_0_is_the_bare_model_bit_for_bit(model: PreTrainedModel, ids: torc
             assert model(input_ids=ids).logits.equal(bare)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("alpha", [0.5, [0.2, 0.9]])
+def test_a_compiled_model_is_capped_without_graph_breaks(ids: torch.Tensor, site: Site, alpha: Any) -> None:
+    """Compiled before the cap was attached or after, and bare again when it is gone."""
+    model = build("Llama")
+    cap = cap_of(model, ids, site, 0.5)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        bare = model(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(compiled(input_ids=ids, use_cache=False).logits, bare)
+        with capped(model, cap, alpha=alpha):
+            expected = model(input_ids=ids, use_cache=False).logits
+            for _ in range(2):
+                torch.testing.assert_close(compiled(input_ids=ids, use_cache=False).logits, expected)
+        torch.testing.assert_close(compiled(input_ids=ids, use_cache=False).logits, bare)
+    assert not torch.allclose(expected, bare)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_static_cache_decodes_as_a_growing_one(ids: torch.Tensor, site: Site) -> None:
+    model = build("Llama")
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with capped(model, cap_of(model, ids, site, 1.0)):
+        growing = model.generate(ids, **settings)
+        static = model.generate(ids, cache_implementation="static", disable_compile=True, **settings)
+    assert static.equal(growing)
+
+
 def test_what_goes_into_a_block_is_the_models_own_hidden_state(model: PreTrainedModel, ids: torch.Tensor) -> None:
     """The reader above, checked against `hidden_states` of the bare model."""
     with torch.no_grad():

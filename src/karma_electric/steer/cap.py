@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -213,15 +214,29 @@ def _attached(
 ) -> Iterator[None]:
     make = _mlp_hooks if cap.spec.site == "mlp" else _block_hooks
     handles: list[Any] = []
+    _forget_compiled()
     try:
         for layer in cap.spec.layers:
             device = next(blocks[layer].module.parameters()).device
             seen = None if record is None else record[layer]
-            handles += make(blocks[layer], cap.directions[layer].to(device), thresholds[layer], alpha, seen)
+            strength = alpha.to(device) if not isinstance(alpha, float) else alpha  # the model may be split
+            handles += make(blocks[layer], cap.directions[layer].to(device), thresholds[layer], strength, seen)
         yield
     finally:
         for handle in handles:
             handle.remove()
+        _forget_compiled()
+
+
+def _forget_compiled() -> None:
+    """Make compiled models look at their hooks again.
+
+    torch.compile does not guard on hooks: what was compiled before a cap was attached would run on without it, and
+    what was compiled under a cap would keep it. The next call compiles again.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.utils.counters["stats"].pop("unique_graphs", 0):
+        dynamo.reset()
 
 
 def _mlp_hooks(
