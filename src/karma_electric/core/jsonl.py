@@ -24,7 +24,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             if raw.strip():
-                yield number, _parse(raw, f"{path.name} line {number}")
+                yield number, parse_json(raw, f"{path.name} line {number}")
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -45,9 +45,24 @@ def drop_torn_line(path: Path) -> None:
         write_atomic(path, data[: data.rfind(b"\n") + 1])
 
 
-def _parse(raw: bytes, where: str) -> Any:
+def parse_json(raw: bytes, where: str) -> Any:
+    """Read one JSON value, more strictly than Python does: what another reader would take otherwise is refused.
+
+    Args:
+        raw: the bytes of the value.
+        where: the place, for errors ("corpus/crisis.jsonl line 4").
+
+    Raises:
+        DataError: not UTF-8, not JSON, NaN or a number out of range, the same key twice in one object, half of a
+            surrogate pair.
+    """
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_without_repeats,
+            parse_constant=_no_number,
+            parse_float=_finite,
+        )
         if b"\\u" in raw and any("\ud800" <= c <= "\udfff" for c in json.dumps(value, ensure_ascii=False)):
             raise ValueError("half of a surrogate pair (\\ud800 to \\udfff alone), which is no character")
         return value
@@ -59,8 +74,12 @@ def _parse(raw: bytes, where: str) -> Any:
         raise DataError(
             f"{where}: not JSON ({error.msg} at column {error.colno}).", "One JSON object per line."
         ) from None
+    except RecursionError:
+        raise DataError(f"{where}: brackets are nested too deeply.", "Correct that line.") from None
     except ValueError as error:
-        raise DataError(f"{where}: {error}.", "Correct that line.") from None
+        # Python's own words for an integer of thousands of digits name a setting that no user has
+        said = "a number of thousands of digits" if "integer string conversion" in str(error) else str(error)
+        raise DataError(f"{where}: {said}.", "Correct that line.") from None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -68,4 +87,15 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} appears twice")
+    return value
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {digits[:20]} is out of range")
     return value

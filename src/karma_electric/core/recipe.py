@@ -58,10 +58,13 @@ class PersonaSection(_Section):
 class ReleaseSection(_Section):
     """Which examples the release holds, and how they are split."""
 
-    corpus: str = Field("corpus", description="folder of JSONL files, one per category")
+    corpus: str = Field("corpus", description="folder of JSONL files, one per category; or a workbench file (.db)")
     categories: list[str] | None = Field(None, description="only these categories; all when absent")
     versions: list[str] | None = Field(None, description="only examples added in these versions; all when absent")
-    validation_fraction: float = Field(0.1, gt=0.0, lt=0.5, description="share of examples held out")
+    minimum_grade: float | None = Field(
+        None, ge=0.0, le=40.0, description="only examples graded this high, of 40; what has no grade is left out too"
+    )
+    validation_fraction: float = Field(0.1, gt=0.0, lt=0.5, description="share of examples held out, by family")
     seed: int = Field(0, description="seed of the split")
 
 
@@ -131,8 +134,14 @@ class AxisSection(_Section):
 class BakeSection(_Section):
     """The cap neuron."""
 
-    placement: Literal["append"] = Field("append", description="append a neuron per capped layer")
-    ridge: float = Field(1e-4, gt=0.0, description="ridge strength, as a fraction of the mean diagonal")
+    placement: Literal["append", "replace"] = Field(
+        "append", description="append grows every MLP by 32; replace puts the neuron where the most redundant one was"
+    )
+    ridge: float | None = Field(
+        None,
+        gt=0.0,
+        description="ridge strength, as a fraction of the mean diagonal; chosen by held-out error when absent",
+    )
     sharpness: float = Field(60.0, gt=0.0, description="beta in units of 1/std of the excess")
     max_kl_ratio: float = Field(0.02, gt=0.0, description="gate: KL(hooked||baked) / KL(hooked||uncapped) at most")
 

@@ -58,6 +58,56 @@ def measure_fidelity(
     return {"conversations": len(conversations), **{kind: _report(values) for kind, values in sums.items()}}
 
 
+def measure_text(
+    uncapped: PreTrainedModel,
+    baked: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cap: Cap,
+    texts: Sequence[str],
+) -> dict[str, float]:
+    """What the cap does to ordinary text, without a chat template: perplexity uncapped, hooked and baked.
+
+    Every token but the first of a text is predicted; texts of one token are left out.
+    """
+    import torch
+
+    sums, tokens = torch.zeros(3, dtype=torch.float64), 0
+    for text in texts:
+        ids = torch.tensor([tokenizer(text, add_special_tokens=True)["input_ids"]], device=uncapped.device)
+        if ids.shape[1] < 2:
+            continue
+        with capped(uncapped, cap):
+            hooked = _log_probabilities(uncapped, ids)
+        each = (_log_probabilities(uncapped, ids), hooked, _log_probabilities(baked, ids))
+        nll = [-p[:-1].gather(1, ids[0, 1:, None]).double().sum().cpu() for p in each]
+        sums += torch.stack(nll)
+        tokens += ids.shape[1] - 1
+    if not tokens:
+        return {"tokens": 0}
+    perplexities = (sums / tokens).exp().tolist()
+    names = ("perplexity_uncapped", "perplexity_hooked", "perplexity_baked")
+    return {"tokens": tokens, **dict(zip(names, perplexities, strict=True))}
+
+
+def measure_throughput(uncapped: PreTrainedModel, baked: PreTrainedModel, repeats: int = 5) -> dict[str, float]:
+    """Tokens per second of the baked model relative to the uncapped one, prefill of 256 tokens, alternating runs."""
+    import time
+
+    import torch
+
+    ids = (torch.arange(256) % 97 + 3).unsqueeze(0).to(uncapped.device)
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    for repeat in range(repeats + 1):
+        for side, model in enumerate((uncapped, baked)):
+            start = time.perf_counter()
+            with torch.inference_mode():
+                model(input_ids=ids, use_cache=False).logits[0, -1, 0].item()
+            if repeat:  # the first pass warms up
+                seconds[side].append(time.perf_counter() - start)
+    medians = [sorted(seconds[side])[repeats // 2] for side in (0, 1)]
+    return {"prefill_ratio_baked_to_uncapped": medians[0] / medians[1], "repeats": repeats}
+
+
 def _report(values: torch.Tensor) -> dict[str, float]:
     tokens, kl_baked, same_baked, kl_uncapped, same_uncapped = values.tolist()
     return {

@@ -17,27 +17,28 @@ dimensions that the norm all but switches off: a huge coefficient on a tiny inpu
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from karma_electric.core.artifact import require_space, write_atomic, write_json
+from karma_electric.core.artifact import write_atomic
 from karma_electric.core.errors import ArtifactError, InputError
 from karma_electric.core.messages import Conversation
 from karma_electric.models.blocks import decoder_blocks
 from karma_electric.models.chat_template import conversation_ids
 from karma_electric.steer.activations import Key, batches_by_length, picked, recording, right_padded, run_decoder
 from karma_electric.steer.cap import Cap, capped
+from karma_electric.steer.prune import Removal, moments_of, spare_neurons
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FILE = "karma/cap_neurons.safetensors"  # in a folder of its own: vLLM loads every safetensors file beside the weights
-_MULTIPLE = 32  # Q8_0 and Q4_0 quantise rows in blocks of 32
 _ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+RIDGES = (1e-2, 1e-3, 1e-4)  # weaker ones rest on dimensions that the norm all but switches off
+_CHECKED = 5  # every fifth conversation decides between ridge strengths
 _SLOPE = 1.0  # act(beta z) / beta -> max(0, slope * z): silu and gelu both have slope 1
 
 
@@ -50,6 +51,7 @@ class Neuron:
         down: column, float32 [hidden].
         r2_excess: R^2 of `(<a, v> - t) / rho`, over all tokens.
         r2_rho: R^2 of `rho`, over the tokens above the threshold.
+        ridge: strength that was used, as a fraction of the mean diagonal.
     """
 
     gate: torch.Tensor
@@ -57,6 +59,7 @@ class Neuron:
     down: torch.Tensor
     r2_excess: float
     r2_rho: float
+    ridge: float
 
 
 class _Sums:
@@ -88,6 +91,13 @@ class _Sums:
         self.xr_over += x.T @ rho
         self.r_over += torch.stack([torch.tensor(float(len(rho)), dtype=torch.float64), rho.sum(), rho.pow(2).sum()])
 
+    def merged(self, other: _Sums) -> _Sums:
+        """The sums of both."""
+        whole = _Sums(len(self.xz))
+        for name, value in vars(self).items():
+            setattr(whole, name, value + getattr(other, name))
+        return whole
+
 
 def fit_neurons(
     model: PreTrainedModel,
@@ -95,7 +105,7 @@ def fit_neurons(
     cap: Cap,
     conversations: Sequence[Conversation],
     *,
-    ridge: float = 1e-4,
+    ridge: float | None = None,
     sharpness: float = 60.0,
     batch_tokens: int = 4096,
 ) -> dict[int, Neuron]:
@@ -106,7 +116,8 @@ def fit_neurons(
         tokenizer: its tokenizer.
         cap: a cap at the site `mlp`.
         conversations: calibration text; every token but the first of each is used.
-        ridge: strength, as a fraction of the mean diagonal of X^T X.
+        ridge: strength, as a fraction of the mean diagonal of X^T X; None takes the one of `RIDGES` with the least
+            error on every fifth conversation, left out of the fit, and fits again on all.
         sharpness: beta in units of 1 / std(z).
         batch_tokens: padded tokens per forward pass.
 
@@ -116,47 +127,87 @@ def fit_neurons(
     """
     require_bakeable(model, cap)
     norms = {layer: decoder_blocks(model)[layer].mlp_norm for layer in cap.spec.layers}
-    sums = {layer: _Sums(int(cap.directions[layer].numel())) for layer in cap.spec.layers}
-    for batch in _token_batches(model, tokenizer, cap, conversations, batch_tokens):
-        for layer, activations in batch.items():
-            v, t = cap.directions[layer].double(), cap.spec.thresholds[layer]
-            sums[layer].add(activations.double(), v, t, norms[layer])
-    return {layer: _solve(sums[layer], cap, layer, ridge, sharpness) for layer in cap.spec.layers}
+    checked = [] if ridge is not None else list(conversations[_CHECKED - 1 :: _CHECKED])
+    fitted = [c for i, c in enumerate(conversations) if ridge is not None or (i + 1) % _CHECKED]
+    parts = []
+    for part in (fitted, checked):
+        sums = {layer: _Sums(int(cap.directions[layer].numel())) for layer in cap.spec.layers}
+        for batch in token_batches(model, tokenizer, cap, part, batch_tokens):
+            for layer, activations in batch.items():
+                v, t = cap.directions[layer].double(), cap.spec.thresholds[layer]
+                sums[layer].add(activations.double(), v, t, norms[layer])
+        parts.append(sums)
+    neurons = {}
+    for layer in cap.spec.layers:
+        fit, check = (sums[layer] for sums in parts)
+        strength = ridge if ridge is not None else _best_ridge(fit, check)
+        neurons[layer] = _solve(fit.merged(check), cap, layer, strength, sharpness)
+    return neurons
 
 
-def _token_batches(
+def _best_ridge(fit: _Sums, check: _Sums) -> float:
+    """The penalty with the least error on conversations it was not fitted on; without any, the middle one."""
+    if not check.z[0]:
+        return RIDGES[len(RIDGES) // 2]
+    return min(RIDGES, key=lambda ridge: _residual(check.xx, check.xz, check.z, _ridge_solution(fit.xx, fit.xz, ridge)))
+
+
+def fit_removals(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cap: Cap,
+    conversations: Sequence[Conversation],
+    *,
+    batch_tokens: int = 4096,
+) -> dict[int, Removal]:
+    """The neuron that can best be spared in each capped block, for a cap neuron that replaces instead of growing.
+
+    Arguments as for `fit_neurons`. Memory: one [intermediate, intermediate] float64 matrix per capped block.
+    """
+    require_bakeable(model, cap)
+    keep: list[Any] = [None]
+    with moments_of(model, cap.spec.layers, keep) as moments:
+        for _ in token_batches(model, tokenizer, cap, conversations, batch_tokens, keep):
+            pass
+    return spare_neurons(model, moments, cap.spec.layers)
+
+
+def token_batches(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     cap: Cap,
     conversations: Sequence[Conversation],
     batch_tokens: int,
+    keep: list[Any] | None = None,
 ) -> Iterable[dict[int, torch.Tensor]]:
+    """Residual streams [tokens, hidden] at the capped blocks, batch by batch, while the cap acts.
+
+    `keep[0]` is, during each forward pass, what picks the same tokens from other activations; None in between.
+    """
     sequences = [conversation_ids(tokenizer, c) for c in conversations]
     for batch in batches_by_length([len(s) for s in sequences], batch_tokens):
         ids, mask = right_padded([sequences[i] for i in batch], int(tokenizer.pad_token_id or 0), model.device)
         chosen = mask.bool()
         chosen[:, 0] = False  # the attention sink: its norm is many times the rest
         keys: list[Key] = [("mlp", layer) for layer in cap.spec.layers]
-        with capped(model, cap), recording(model, keys, picked(chosen)) as seen:
+        pick = picked(chosen)
+        with capped(model, cap), recording(model, keys, pick) as seen:
+            if keep is not None:
+                keep[0] = pick
             run_decoder(model, ids, mask)
+            if keep is not None:
+                keep[0] = None
         yield {layer: values for (_, layer), values in seen.items()}
 
 
 def _solve(sums: _Sums, cap: Cap, layer: int, ridge: float, sharpness: float) -> Neuron:
-    import torch
 
     if sums.r_over[0] < 2:
         raise ArtifactError(
             f"No calibration token is above the threshold of block {layer}: there is nothing to fit.",
             "Lower axis.quantile and calibrate again.",
         )
-    identity = torch.eye(len(sums.xz), dtype=torch.float64)
-
-    def solve(xx: torch.Tensor, xy: torch.Tensor) -> torch.Tensor:
-        solution: torch.Tensor = torch.linalg.solve(xx + ridge * xx.diagonal().mean() * identity, xy)
-        return solution
-
-    g, u = solve(sums.xx, sums.xz), solve(sums.xx_over, sums.xr_over)
+    g, u = _ridge_solution(sums.xx, sums.xz, ridge), _ridge_solution(sums.xx_over, sums.xr_over, ridge)
     rho_mean = sums.r_over[1] / sums.r_over[0]
     spread = (sums.z[2] / sums.z[0] - (sums.z[1] / sums.z[0]).pow(2)).sqrt()
     beta = sharpness / spread
@@ -166,14 +217,27 @@ def _solve(sums: _Sums, cap: Cap, layer: int, ridge: float, sharpness: float) ->
         down=(-cap.spec.alpha * rho_mean / (beta * _SLOPE) * cap.directions[layer].double()).float(),
         r2_excess=_r2(sums.xx, sums.xz, sums.z, g),
         r2_rho=_r2(sums.xx_over, sums.xr_over, sums.r_over, u),
+        ridge=ridge,
     )
+
+
+def _ridge_solution(xx: torch.Tensor, xy: torch.Tensor, ridge: float) -> torch.Tensor:
+    import torch
+
+    identity = torch.eye(len(xy), dtype=torch.float64)
+    solution: torch.Tensor = torch.linalg.solve(xx + ridge * xx.diagonal().mean() * identity, xy)
+    return solution
+
+
+def _residual(xx: torch.Tensor, xy: torch.Tensor, y: torch.Tensor, coefficients: torch.Tensor) -> float:
+    """Residual sum of squares, from the sums. y: count, sum, sum of squares."""
+    return float(y[2] - 2 * coefficients @ xy + coefficients @ xx @ coefficients)
 
 
 def _r2(xx: torch.Tensor, xy: torch.Tensor, y: torch.Tensor, coefficients: torch.Tensor) -> float:
     """1 - residual / total sum of squares, from the sums. y: count, sum, sum of squares."""
-    residual = y[2] - 2 * coefficients @ xy + coefficients @ xx @ coefficients
     total = y[2] - y[1].pow(2) / y[0]
-    return float(1 - residual / total)
+    return float(1 - _residual(xx, xy, y, coefficients) / total)
 
 
 def require_bakeable(model: PreTrainedModel, cap: Cap) -> None:
@@ -199,7 +263,7 @@ def save_neurons(neurons: dict[int, Neuron], path: Path) -> None:
         for layer, n in neurons.items()
         for part in ("gate", "up", "down")
     }
-    fit = {str(layer): [n.r2_excess, n.r2_rho] for layer, n in neurons.items()}
+    fit = {str(layer): [n.r2_excess, n.r2_rho, n.ridge] for layer, n in neurons.items()}
     write_atomic(path, save(tensors, {"r2": json.dumps(fit)}))
 
 
@@ -217,67 +281,3 @@ def load_neurons(path: Path) -> dict[int, Neuron]:
 
 def _eps(norm: Any) -> float:
     return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6)))
-
-
-def write_baked(source: Path, neurons: dict[int, Neuron], out: Path) -> dict[str, Any]:
-    """Write the checkpoint in `source` with the neurons appended, as stock safetensors, shard by shard.
-
-    Every MLP grows to the next multiple of 32 above its size plus one, with zeros where there is no neuron, since
-    `intermediate_size` is one number for all blocks. Returns what was changed.
-    """
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    old = int(config["intermediate_size"])
-    new = (old + 1 + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE
-    shards = sorted(source.glob("model*.safetensors"))
-    require_space(out, int(1.1 * sum(shard.stat().st_size for shard in shards)))
-    for shard in shards:
-        with safe_open(shard, framework="pt") as file:
-            tensors = {name: _grown(name, file.get_tensor(name), neurons, old, new) for name in file.keys()}  # noqa: SIM118
-            save_file(tensors, out / shard.name, file.metadata())
-    config["intermediate_size"] = new
-    write_json(out / "config.json", config)
-    for name in (
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-    ):
-        if (source / name).exists():
-            shutil.copyfile(source / name, out / name)
-    for extra in (
-        *source.glob("*.jinja"),
-        *source.glob("*.safetensors.index.json"),
-        *source.glob("tokenizer.model"),
-    ):
-        shutil.copyfile(extra, out / extra.name)
-    return {
-        "intermediate_size": {"before": old, "after": new},
-        "placement": "append",
-    }
-
-
-def _grown(name: str, tensor: torch.Tensor, neurons: dict[int, Neuron], old: int, new: int) -> torch.Tensor:
-    """A weight of the checkpoint, grown if it belongs to an MLP."""
-    import torch
-
-    parts = name.split(".")
-    if "mlp" not in parts or parts[-2] not in ("gate_proj", "up_proj", "down_proj"):
-        return tensor
-    layer, projection = int(parts[parts.index("layers") + 1]), parts[-2]
-    if parts[-1] == "bias":  # Llama's mlp_bias; a cap neuron has none
-        return tensor if projection == "down_proj" else torch.nn.functional.pad(tensor, (0, new - old))
-    neuron = neurons.get(layer)
-    if projection == "down_proj":  # [hidden, intermediate]
-        grown = torch.zeros(tensor.shape[0], new, dtype=tensor.dtype)
-        grown[:, :old] = tensor
-        if neuron is not None:
-            grown[:, old] = neuron.down.to(tensor.dtype)
-        return grown
-    grown = torch.zeros(new, tensor.shape[1], dtype=tensor.dtype)  # [intermediate, hidden]
-    grown[:old] = tensor
-    if neuron is not None:
-        grown[old] = (neuron.gate if projection == "gate_proj" else neuron.up).to(tensor.dtype)
-    return grown

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from karma_electric.core.errors import MissingError
 from karma_electric.core.jsonl import append_jsonl, drop_torn_line, read_jsonl
 from karma_electric.core.messages import Conversation, assistant, system, user
 from karma_electric.core.progress import Progress
@@ -42,6 +43,21 @@ def read_responses(path: Path) -> list[Response]:
         return []
     drop_torn_line(path)
     return [Response(**item) for _, item in read_jsonl(path)]
+
+
+def by_split(path: Path) -> dict[str, list[Conversation]]:
+    """The conversations with an answer, by split.
+
+    Raises:
+        MissingError: no such file.
+    """
+    if not path.exists():
+        raise MissingError(f"{path} does not exist.", "Calibrate first: karma axis calibrate, or karma run --to axis")
+    found: dict[str, list[Conversation]] = {"calibration": [], "heldout": []}
+    for response in read_responses(path):
+        if response.text.strip():
+            found.setdefault(response.split, []).append(response.conversation)
+    return found
 
 
 def generate_responses(

@@ -1,0 +1,114 @@
+"""Replacing a neuron: which one can best be spared, what the others take over, and the checkpoint that results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from karma_electric.models.chat_template import conversation_ids
+from karma_electric.models.loading import load_model
+from karma_electric.steer.checkpoint import write_baked
+from karma_electric.steer.neuron import fit_neurons, fit_removals
+from karma_electric.steer.prune import Moments, spare_neuron
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+CALIBRATION = tiny.chats(24, seed=31)
+
+
+def moments(h: torch.Tensor) -> Moments:
+    found = Moments()
+    for part in h.split(100):
+        found.add(part)
+    return found
+
+
+def test_a_neuron_that_the_others_determine_is_spared() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(500, 6, generator=generator)
+    h[:, 4] = 2 * h[:, 0] - h[:, 1]
+    down = torch.randn(3, 6, generator=generator)
+    down[:, 0] *= 50  # each of the three is determined by the others; this one's column is costly
+    down[:, 1] *= 50
+    removal = spare_neuron(moments(h), down)
+    assert removal.index == 4
+    assert removal.share < 1e-3
+    torch.testing.assert_close(removal.fold[:4].float(), torch.tensor([2.0, -1.0, 0.0, 0.0]), atol=0.02, rtol=0)
+    assert removal.fold[4] == 0
+
+
+def test_of_independent_neurons_the_one_that_adds_least_is_spared() -> None:
+    h = torch.randn(4000, 4, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 3.0, 0.5, 2.0])
+    down = torch.eye(4)
+    removal = spare_neuron(moments(h), down)
+    assert removal.index == 2
+    assert removal.share == pytest.approx(0.25 / (1 + 9 + 0.25 + 4), rel=0.1)
+
+
+def test_the_cost_is_the_squared_output_that_is_lost() -> None:
+    """Brute force: take each neuron out, let the others predict it by least squares, and measure."""
+    h = torch.randn(800, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    h = h @ torch.randn(5, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    down = torch.randn(7, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    losses = []
+    for j in range(5):
+        others = [k for k in range(5) if k != j]
+        solution = torch.linalg.lstsq(h[:, others], h[:, j]).solution
+        lost = (h[:, j] - h[:, others] @ solution)[:, None] * down[:, j]
+        losses.append(float(lost.pow(2).sum() / (h @ down.T).pow(2).sum()))
+    removal = spare_neuron(moments(h), down)
+    assert removal.index == losses.index(min(losses))
+    assert removal.share == pytest.approx(min(losses), rel=0.02)
+
+
+def test_a_neuron_that_does_nothing_gives_way_to_the_cap(
+    tiny_path: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Where one is dead in every capped block, replacing it is as good as appending, and nothing grows."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for file in tiny_path.iterdir():
+        (source / file.name).write_bytes(file.read_bytes())
+    weights = load_file(source / "model.safetensors")
+    for layer in (2, 3, 4):
+        weights[f"model.layers.{layer}.mlp.down_proj.weight"][:, 7 + layer] = 0
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    model = load_model(source, dtype="float32", device="cpu")
+    cap = tiny.cap_at(model, tokenizer, "mlp", quantile=0.75, conversations=CALIBRATION)
+    neurons = fit_neurons(model, tokenizer, cap, CALIBRATION, ridge=1e-4)
+    removed = fit_removals(model, tokenizer, cap, CALIBRATION)
+    assert {layer: removal.index for layer, removal in removed.items()} == {2: 9, 3: 10, 4: 11}
+    folders = {}
+    for name, choice in (("append", None), ("replace", removed)):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        changed = write_baked(source, neurons, folders[name], removed=choice)
+        assert changed["placement"] == name
+    assert changed["intermediate_size"] == {"before": 160, "after": 160}
+    assert changed["replaced"]["3"]["neuron"] == 10
+    ids = torch.tensor([conversation_ids(tokenizer, tiny.chats(1, seed=5)[0])])
+    with torch.no_grad():
+        appended, replaced = (
+            load_model(folder, dtype="float32", device="cpu")(input_ids=ids).logits for folder in folders.values()
+        )
+        bare = model(input_ids=ids).logits
+    torch.testing.assert_close(replaced, appended, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(replaced, bare, atol=1e-2)
+
+
+def test_the_ridge_is_chosen_by_the_error_on_what_was_left_out(
+    tiny_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """With hardly any text a strong penalty wins over the weakest."""
+    model = load_model(tiny_path, dtype="float32", device="cpu")
+    cap = tiny.cap_at(model, tokenizer, "mlp", quantile=0.5, conversations=CALIBRATION)
+    few = fit_neurons(model, tokenizer, cap, CALIBRATION[:5])
+    many = fit_neurons(model, tokenizer, cap, tiny.chats(120, seed=32))
+    assert max(n.ridge for n in few.values()) > min(n.ridge for n in many.values())
