@@ -17,12 +17,14 @@ import pytest
 from karma_electric.core.errors import DataError, MissingError
 from karma_electric.core.messages import assistant, user
 from karma_electric.core.resources import resource_root
-from karma_electric.data.checks import answers as answers
-from karma_electric.data.contacts import addresses as addresses
-from karma_electric.data.contacts import telephone_numbers as telephone_numbers
+from karma_electric.data.checks import answers  # noqa: F401
+from karma_electric.data.contacts import (
+    addresses,  # noqa: F401
+    telephone_numbers,  # noqa: F401
+)
 from karma_electric.data.corpus import dump_lines, read_corpus
 from karma_electric.data.example import CATEGORIES, Example
-from karma_electric.data.texts import words as words
+from karma_electric.data.texts import words  # noqa: F401
 
 SHARES = {  # the writing guide's
     "ethical-reasoning": 0.30,

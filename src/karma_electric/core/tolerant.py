@@ -122,12 +122,16 @@ class _Source:
 
     def elements(self, number: int) -> Iterator[Line]:
         """The elements of one array. Their ends are found by brackets and quotes, so a bad one costs only itself."""
-        start, depth, in_string, skip, closed = number, 0, False, False, False
+        start, begun = number, False  # line of the record's first sign, once that has come
+        depth, in_string, skip, closed = 0, False, False, False
         held: list[bytes] = []
         size = 0
 
         def keep(piece: bytes) -> None:
-            nonlocal size
+            nonlocal size, start, begun
+            if not begun:
+                begun = bool(piece.strip())
+                start += piece[: len(piece) - len(piece.lstrip())].count(b"\n")
             size += len(piece)
             if size <= self._longest:
                 held.append(piece)
@@ -158,31 +162,21 @@ class _Source:
                     keep(block[at : place - 1])
                     self._read = before + place
                     if size > self._longest or any(part.strip() for part in held):
-                        yield self._line(start + _leading_lines(held), held, size)
+                        yield self._line(start, held, size)
                     elif not closed:
                         yield self._problem(number, "nothing before a comma")
-                    held, size, at, start = [], 0, place, number
+                    held, size, at, start, begun = [], 0, place, number, False
             if closed and block[at:].strip():
                 yield self._problem(number, "text after the end of the array; what follows was not read")
                 return
             if not closed:
                 keep(block[at:])
         if not closed:
-            yield self._problem(start + _leading_lines(held), "the file ends before the array does; its last record")
+            yield self._problem(start, "the file ends before the array does; its last record")
 
     def _problem(self, number: int, what: str) -> Line:
         where = f"{self._name} line {number}"
         return Line(number, None, DataError(f"{where}: not JSON ({what}).", "Correct the file."), self._read)
-
-
-def _leading_lines(held: list[bytes]) -> int:
-    """Line ends before a record's first sign."""
-    count = 0
-    for piece in held:
-        count += piece[: len(piece) - len(piece.lstrip())].count(b"\n")
-        if piece.strip():
-            break
-    return count
 
 
 def _too_long(where: str, size: int, longest: int) -> DataError:

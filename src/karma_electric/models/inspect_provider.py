@@ -8,11 +8,14 @@ A cap belongs to a higher layer: `set_cap_opener` says how a capped engine is op
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from anyio import CapacityLimiter, to_thread
+from anyio import Event, RunFinishedError, from_thread
+from anyio.lowlevel import current_token
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
@@ -121,11 +124,14 @@ class KarmaAPI(ModelAPI):
         self._kind = engine_kind(model_name, engine)
         strength: float | None = None
         if cap is None:
-            self._engine = open_engine(model_name, engine, context=context)
+            self._engine = open_engine(model_name, engine, context=context, stop=self._unwanted)
         else:
             self._engine, strength = self._open_capped(cap, alpha, context)
         # llama.cpp gathers by itself, and then every request keeps its own seed
         self._gathering = Gathering(self._engine, batch_size=size, alpha=strength) if self._kind != "llamacpp" else None
+
+    def _unwanted(self) -> bool:
+        return self._gathering is not None and self._gathering.unwanted()
 
     def _open_capped(self, cap: str, alpha: float | None, context: int | None) -> tuple[Engine, float]:
         if self._kind != "hf":
@@ -157,15 +163,16 @@ class KarmaAPI(ModelAPI):
         self._refuse(tools, config)
         conversation = as_conversation(input)
         sampling = _sampling(config)
-        # A limiter of its own: Inspect limits the connections, and a request that was given up must not hold a place.
-        completion = await to_thread.run_sync(
-            self._answer, conversation, sampling, abandon_on_cancel=True, limiter=CapacityLimiter(1)
-        )
+        given_up = threading.Event()
+        try:
+            completion = await _in_thread(lambda: self._answer(conversation, sampling, given_up))
+        finally:
+            given_up.set()
         return _output(self.model_name, completion)
 
-    def _answer(self, conversation: Conversation, sampling: Sampling) -> Completion:
+    def _answer(self, conversation: Conversation, sampling: Sampling, given_up: threading.Event) -> Completion:
         if self._gathering is not None:
-            return self._gathering.ask(conversation, sampling)
+            return self._gathering.ask(conversation, sampling, given_up)
         return self._engine.generate([conversation], sampling)[0]
 
     def _refuse(self, tools: Sequence[ToolInfo], config: GenerateConfig) -> None:
@@ -224,6 +231,26 @@ def as_conversation(messages: Sequence[ChatMessage]) -> Conversation:
     if conversation[-1].role != "user":
         raise InputError("The conversation ends with the assistant's turn.", "End it with a question.")
     return conversation
+
+
+async def _in_thread(answer: Callable[[], Completion]) -> Completion:
+    """Run `answer` in a thread of its own, and leave it alone when the answer is no longer awaited."""
+    token, done = current_token(), Event()
+    outcome: list[Completion | Exception] = []
+
+    def work() -> None:
+        try:
+            outcome.append(answer())
+        except Exception as error:
+            outcome.append(error)
+        with contextlib.suppress(RunFinishedError, RuntimeError):  # nobody waits any more
+            from_thread.run_sync(done.set, token=token)
+
+    threading.Thread(target=work).start()  # no daemon: torch does not bear to be cut off at exit
+    await done.wait()
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _text(message: ChatMessage) -> str:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from karma_electric.core.artifact import read_json
 from karma_electric.core.errors import DataError, InputError, MissingError
 from karma_electric.core.messages import Conversation
+from karma_electric.models.engines.gathering import GivenUp
 from karma_electric.models.engines.protocol import Engine
 from karma_electric.models.engines.scripted import Script, ScriptedEngine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EngineKind = Literal["auto", "hf", "llamacpp", "scripted"]
 _KINDS: tuple[str, ...] = get_args(EngineKind)
@@ -32,13 +39,16 @@ def engine_kind(name: str, asked: str = "auto") -> str:
     return fitting
 
 
-def open_engine(name: str, kind: str = "auto", *, context: int | None = None) -> Engine:
+def open_engine(
+    name: str, kind: str = "auto", *, context: int | None = None, stop: Callable[[], bool] | None = None
+) -> Engine:
     """Load the engine for a name.
 
     Args:
         name: a checkpoint folder, a hub id, builtin:smollm2-135m, a .gguf file, or scripted:FILE.json.
         kind: an engine, or "auto".
         context: tokens of prompt and answer together; the model's own (GGUF: 4096) when None.
+        stop: asked before every token of a checkpoint's answers; a generation that it ends raises `GivenUp`.
 
     Raises:
         MissingError: the model, the file or an extra is not there.
@@ -60,7 +70,25 @@ def open_engine(name: str, kind: str = "auto", *, context: int | None = None) ->
     from karma_electric.models.refs import resolve
 
     folder = resolve(name).path
-    return HfEngine(load_model(folder), load_tokenizer(folder), context=context)
+    intervention = None if stop is None else partial(_stoppable, stop)
+    return HfEngine(load_model(folder), load_tokenizer(folder), intervention=intervention, context=context)
+
+
+@contextlib.contextmanager
+def _stoppable(stop: Callable[[], bool], model: PreTrainedModel, alpha: float | None) -> Iterator[Any]:
+    """End a generation as soon as `stop()` is true."""
+    if alpha:
+        raise InputError(f"alpha is {alpha:g}, but no cap was loaded.", "Give one, or leave alpha out.")
+
+    def look(*_: object) -> None:
+        if stop():
+            raise GivenUp
+
+    handle = model.register_forward_pre_hook(look)
+    try:
+        yield None
+    finally:
+        handle.remove()
 
 
 def read_script(path: Path) -> Script:
