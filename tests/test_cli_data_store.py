@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,12 +19,14 @@ from typing import Any
 import pytest
 
 from karma_electric.cli.main import main
+from karma_electric.core.errors import DataError
 from karma_electric.core.messages import assistant, user
 from karma_electric.core.progress import Silent
 from karma_electric.core.resources import resource_root
 from karma_electric.data.candidate import Candidate
 from karma_electric.data.corpus import read_corpus
 from karma_electric.data.exporting import Selection, export_corpus
+from karma_electric.data.formats.columnar import read_rows
 from karma_electric.data.importing import Wishes, import_files, plan_files
 from karma_electric.data.rubric import DIMENSIONS, RUBRIC
 from karma_electric.data.store import Reply, Store
@@ -118,8 +121,8 @@ def test_bad_records_are_reported_by_line_and_the_others_go_in(karma: Karma, tmp
         tmp_path / "chats.jsonl",
         {"id": "a", "messages": TURNS},
         '{"id": "b", "messages": [{"role": "tool", "content": "x"}]}',
-        "no json",
         {"id": "a", "messages": TURNS[:1]},
+        "no json",
         {"id": "c", "messages": TURNS, "lang": "de"},
     )
     done = karma("import", "chats.jsonl")
@@ -127,8 +130,8 @@ def test_bad_records_are_reported_by_line_and_the_others_go_in(karma: Karma, tmp
     lines = [line.strip() for line in done.out.splitlines()]
     assert lines[0] == "chats.jsonl: messages: 2 new, 3 left out"
     assert lines[1].startswith("chats.jsonl line 2: turn 1 has role 'tool', expected one of system, user, assistant.")
-    assert lines[2].startswith("chats.jsonl line 3: not JSON")
-    assert lines[3].startswith("chats.jsonl line 4: the id 'a' is in the workbench with other contents (messages).")
+    assert lines[2].startswith("chats.jsonl line 3: the id 'a' is in the workbench with other contents (messages).")
+    assert lines[3].startswith("chats.jsonl line 4: not JSON")
     report = karma("import", "chats.jsonl", "--skip-bad", "--json")
     assert report.code == 0
     (file,) = report.json["files"]
@@ -276,7 +279,8 @@ def test_the_workbench_can_be_named_by_the_environment(
 
 def test_a_damaged_parquet_file_gives_what_came_before_the_damage(karma: Karma, tmp_path: Path) -> None:
     with Store.open(tmp_path / "workbench.db", create=True) as store:
-        store.add((Candidate(f"{n:04}", [user(f"{n} " + os.urandom(400).hex())]) for n in range(2000)), origin="x")
+        texts = (" " if n == 7 else f"{n} {os.urandom(400).hex()}" for n in range(2000))  # 7 cannot be imported
+        store.add((Candidate(f"{n:04}", [user(text)]) for n, text in enumerate(texts)), origin="x")
     karma("export", "x.parquet")
     data = bytearray((tmp_path / "x.parquet").read_bytes())
     middle = len(data) * 6 // 10
@@ -284,8 +288,12 @@ def test_a_damaged_parquet_file_gives_what_came_before_the_damage(karma: Karma, 
     (tmp_path / "x.parquet").write_bytes(data)
     done = karma("import", "x.parquet", "--db", "y.db")
     done.refused(2, "no readable Parquet")
+    readable = 0
+    with contextlib.suppress(DataError):
+        for _ in read_rows(tmp_path / "x.parquet"):
+            readable += 1
     with Store.open(tmp_path / "y.db") as store:
-        assert 0 < store.count() < 2000
+        assert 0 < store.count() == readable - 1 < 1999
 
 
 def test_a_kill_during_an_import_loses_nothing_that_was_written(tmp_path: Path) -> None:
@@ -298,7 +306,7 @@ def test_a_kill_during_an_import_loses_nothing_that_was_written(tmp_path: Path) 
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and running.poll() is None:
         wal = tmp_path / "w.db-wal"
-        if wal.exists() and wal.stat().st_size > 1_000_000:
+        if wal.exists() and wal.stat().st_size > 3_000_000:
             break
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -35,13 +36,13 @@ from karma_electric.core.messages import Conversation, user
 from karma_electric.models import inspect_provider
 from karma_electric.models.engines.gathering import Gathering, GivenUp
 from karma_electric.models.engines.named import engine_kind, open_engine
-from karma_electric.models.engines.protocol import Completion, Engine, Sampling
+from karma_electric.models.engines.protocol import Completion, Sampling, Usage
 from karma_electric.models.engines.scripted import ScriptedEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-if __import__("sys").version_info >= (3, 11):
+if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
@@ -284,13 +285,7 @@ class Recorder:
         self.batches.append((sampling, texts))
         if "bad" in texts:
             raise InputError("bad is bad.")
-        return [open_completion(text) for text in texts]
-
-
-def open_completion(text: str) -> Completion:
-    from karma_electric.models.engines.protocol import Usage
-
-    return Completion(text, "stop", Usage(1, 1))
+        return [Completion(text, "stop", Usage(1, 1)) for text in texts]
 
 
 def gather(gathering: Gathering, requests: Sequence[tuple[str, Sampling]]) -> list[str | Exception]:
@@ -362,7 +357,13 @@ def checkpoint(tiny_path: Path) -> str:
     return str(tiny_path)
 
 
-def test_a_greedy_answer_is_the_same_alone_and_in_a_batch(checkpoint: str) -> None:
+def test_a_greedy_answer_is_the_same_alone_and_in_a_batch(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from karma_electric.models import loading
+
+    # random weights in bfloat16 are so flat that the last bits decide
+    monkeypatch.setattr(loading, "pick_dtype", lambda *_: torch.float32)
     model = karma(checkpoint)
     together = [output.completion for output in ask(model, *QUESTIONS, temperature=0.0, max_tokens=16)]
     alone = [ask(model, question, temperature=0.0, max_tokens=16)[0].completion for question in QUESTIONS]
@@ -465,8 +466,3 @@ def test_the_embedded_model_answers_through_inspect() -> None:
     outputs = ask(karma("builtin:smollm2-135m"), *QUESTIONS, temperature=0.7, seed=1, max_tokens=24)
     assert all(output.completion for output in outputs)
     assert all(output.usage is not None and 0 < output.usage.output_tokens <= 24 for output in outputs)
-
-
-def test_an_engine_of_the_protocol_can_be_gathered() -> None:
-    engine: Engine = ScriptedEngine(["yes"])
-    assert Gathering(engine, batch_size=2).ask([user("a")], Sampling()).text == "yes"

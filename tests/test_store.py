@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sqlite_utils
 
-from karma_electric.core.errors import ArtifactError, BusyError, DataError, InputError, MissingError
+from karma_electric.core.errors import ArtifactError, BusyError, DataError, InputError, MissingError, SpaceError
 from karma_electric.core.messages import assistant, user
 from karma_electric.core.resources import resource_root
 from karma_electric.data import migrations
@@ -316,8 +316,8 @@ def test_a_closed_workbench_is_one_file_in_a_form_that_opens_read_only(path: Pat
     assert [file.name for file in path.parent.iterdir()] == ["workbench.db"]
     plain = sqlite3.connect(f"file:{path}?immutable=1", uri=True)
     assert plain.execute("SELECT id, status FROM candidates").fetchall() == [("a", "candidate")]
-    assert plain.execute("PRAGMA journal_mode").fetchone() == ("delete",)
     plain.close()
+    assert path.read_bytes()[18:20] == b"\x01\x01"  # the header: needs no -wal file, 2 would
 
 
 def test_datasette_finds_tables_keys_and_search(path: Path, store: Store) -> None:
@@ -512,6 +512,23 @@ def test_a_kill_while_adding_leaves_whole_batches_and_the_same_command_finishes(
         [sys.executable, "-c", script, str(path), "-1"], check=True, capture_output=True, stdin=subprocess.DEVNULL
     )
     assert again.stdout == b"3500\n"
+
+
+def test_a_read_only_workbench_can_be_read_and_says_that_it_cannot_be_written(store: Store) -> None:
+    store.add([candidate()], origin="x")
+    store.rows("PRAGMA query_only = ON")
+    assert store.get("a") == candidate()
+    with pytest.raises(InputError, match="read-only"):
+        store.decide("a", "accepted", reason="", reviewer="")
+
+
+def test_a_full_disk_is_reported_and_what_was_there_stays(store: Store) -> None:
+    store.add([candidate()], origin="x")
+    pages = store.rows("PRAGMA page_count")[0][0]
+    store.rows(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(SpaceError, match="is full"):
+        store.add((candidate(f"{n}", "word " * 2000) for n in range(50)), origin="x")
+    assert [c.id for c in store.candidates()] == ["a"]
 
 
 # --- versions

@@ -60,7 +60,9 @@ class ReleaseSection(_Section):
 
     corpus: str = Field("corpus", description="folder of JSONL files, one per category; or a workbench file (.db)")
     categories: list[str] | None = Field(None, description="only these categories; all when absent")
-    versions: list[str] | None = Field(None, description="only examples added in these versions; all when absent")
+    versions: list[str] | None = Field(
+        None, description="only examples added in these versions (unreleased: in none); all when absent"
+    )
     minimum_grade: float | None = Field(
         None, ge=0.0, le=40.0, description="only examples graded this high, of 40; what has no grade is left out too"
     )

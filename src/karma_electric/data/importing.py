@@ -171,7 +171,9 @@ class _Import:
             except InputError as problem:
                 self.report.leave_out(where, line.number, problem)
             except RecursionError:
-                self.report.leave_out(where, line.number, DataError(f"{where}: brackets are nested too deeply."))
+                self.report.leave_out(
+                    where, line.number, DataError(f"{where}: brackets are nested too deeply.", "Correct it.")
+                )
             if len(self._waiting) >= _BATCH or line.read_bytes - written > _BATCH_BYTES:
                 self._flush()
                 written = line.read_bytes
@@ -247,7 +249,9 @@ class _Import:
                     "Give it another id, or take the file's version with --replace.",
                 )
             if candidate.id in self._seen:
-                raise DataError(f"{where}: the id {candidate.id!r} was already used in this file ({differs}).")
+                raise DataError(
+                    f"{where}: the id {candidate.id!r} was already used in this file ({differs}).", "Ids are unique."
+                )
             candidate = filled_from(self._store.get(candidate.id), candidate)
             self._store.replace(candidate, reason=f"import of {self._file}", reviewer=wishes.reviewer)
             report.replaced += 1

@@ -23,6 +23,7 @@ from karma_electric.data.rubric import RUBRIC
 TRAIN = "train.jsonl"
 VALIDATION = "validation.jsonl"
 GRADES_FOLDER = "grades"
+UNRELEASED = "unreleased"  # the version of what has not been in a release yet: candidates of a workbench
 
 
 def read_source(path: Path, *, graded: bool = True, force: bool = False) -> tuple[list[Candidate], dict[str, float]]:
@@ -75,7 +76,7 @@ def select(
         for item in items
         if item.status == "accepted"
         and item.category in (CATEGORIES if section.categories is None else section.categories)
-        and (section.versions is None or item.added_in in section.versions)
+        and (section.versions is None or (item.added_in or UNRELEASED) in section.versions)
     ]
     if not wanted:
         raise DataError("The release would be empty: no accepted example matches.", "Widen categories or versions.")
@@ -152,7 +153,7 @@ def write_release(
         "multi_turn": sum(len(example.messages) > 2 for example in chosen),
         "families_of_several": sum(len(group) > 1 for group in families([e.messages for e in chosen])),
         "categories": _counts(example.category for example in chosen),
-        "versions": _counts(example.added_in for example in chosen),
+        "versions": _counts(example.added_in or UNRELEASED for example in chosen),
         "licenses": _counts(example.license for example in chosen),
         "sources": _counts(example.source for example in chosen),
         "left_out": _left_out(items, chosen, section, grades),
@@ -174,7 +175,7 @@ def _left_out(
             continue
         if item.status != "accepted":
             reasons[f"status {item.status}"] += 1
-        elif section.versions is not None and item.added_in not in section.versions:
+        elif section.versions is not None and (item.added_in or UNRELEASED) not in section.versions:
             reasons["other version"] += 1
         elif item.category not in (CATEGORIES if section.categories is None else section.categories):
             reasons["other category" if item.category else "no category"] += 1

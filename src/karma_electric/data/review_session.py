@@ -131,14 +131,14 @@ class ReviewSession:
             return len(self.queue)
         found = [hit.id for hit in self._store.search(query, limit=_MOST_HITS)]
         if not found:
-            raise InputError(f"Nothing found for {query!r}.")
+            raise InputError(f"Nothing found for {query!r}.", "Try fewer words, or a part of one: lodg*")
         self.queue, self.query, self.place = found, query, 0
         return len(found)
 
     def form(self) -> str:
         """The current candidate as JSON text to edit; its id and status are not part of it."""
         if self.current is None:
-            raise InputError("There is no candidate to edit.")
+            raise InputError("There is no candidate to edit.", "Go back to one.")
         return edit_form(self._store.get(self.current))
 
     def save_form(self, text: str) -> bool:
@@ -148,7 +148,7 @@ class ReviewSession:
             DataError: what is wrong with it; nothing is saved then.
         """
         if self.current is None:
-            raise InputError("There is no candidate to edit.")
+            raise InputError("There is no candidate to edit.", "Go back to one.")
         before = self._store.get(self.current)
         after = read_form(text, before)
         if after == before:
