@@ -163,10 +163,10 @@ def test_code_that_does_not_parse_and_fences_left_open_or_unnamed() -> None:
 
 
 def test_a_language_without_a_parser_is_counted_and_said() -> None:
-    report = run_checks([example(1, "Code?", "```nginx\nserver {}\n```")], model=None)
+    report = run_checks([example(1, "Code?", "```cobol\nSTOP RUN.\n```")], model=None)
     assert report.findings == []
-    assert [note.what for note in report.notes] == ["nginx: no parser for nginx"]
-    assert report.code == {"nginx": {"parses": 0, "fails": 0, "unchecked": 1}}
+    assert [note.what for note in report.notes] == ["cobol: no parser for cobol"]
+    assert report.code == {"cobol": {"parses": 0, "fails": 0, "unchecked": 1}}
 
 
 def test_contacts_are_looked_for_in_every_turn_and_the_analysis() -> None:
@@ -230,9 +230,14 @@ PARSING = {
     "kotlin": ("fun main() { val x = listOf(1).map { it * 2 } }", "fun main( { }"),
     "lua": ("for i, v in ipairs(x) do print(v) end", "for i in do"),
     "makefile": ("all: a\n\tgcc -o a a.c", "all: a\n\techo $(x"),
+    "nginx": (
+        'map $a $b {\n  default 0; # so\n  "~x;{" 1;\n}\nlocation ~ ^/\\d{2}/ { return 301 https://${h}$uri; }',
+        "server {\n  listen 80\n}",
+    ),
     "php": ("<?php\nfunction f(int $x): int { return $x; }", "$x = [1,2;"),
     "pycon": (">>> 1 + 1\n2", ">>> 1 +\n2"),
     "python": ("    def f(self):\n        return 1", "x = = 1"),
+    "r": ('ggplot(d, aes(x, y)) +\n  labs(x = NULL, y = "a) +") # (', "f(x) +"),
     "ruby": ("def x(a)\n  a&.b || [1].map { |y| y + 1 }\nend", "def x\n 1 +\nend"),
     "rust": ('fn main() { let x: Vec<u8> = vec![]; println!("{x:?}"); }', "fn main() { let = 3; }"),
     "sh": ("cat <<E\nx\nE", "cat <<E\nx"),

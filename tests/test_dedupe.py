@@ -436,3 +436,15 @@ def test_removals_are_recorded_all_or_none(tmp_path: Path, monkeypatch: pytest.M
     with Store.open(database) as store:
         assert store.removals() == []
         assert [c.status for c in store.candidates()] == ["candidate"] * 3
+
+
+@needs_public
+@pytest.mark.slow
+def test_6000_public_prompts_are_searched_by_meaning() -> None:
+    together = [Item(record.id, {"prompt": record.prompts[0]}) for record in read_texts(PUBLIC)]
+    for number, pair in enumerate(PARAPHRASES):
+        together += [Item(f"pair-{number}-{side}", {"prompt": text}) for side, text in enumerate(pair)]
+    found = find_duplicates(together, model=sentence_model())
+    assert {d.id[:6] for d in found if d.id.startswith("pair-")} == {f"pair-{n}" for n in range(len(PARAPHRASES))}
+    assert {duplicate.kind for duplicate in found} == {"exact", "near", "semantic"}
+    assert len(found) < 0.02 * len(together)

@@ -7,6 +7,7 @@ import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -411,22 +412,34 @@ def test_a_generation_that_nobody_waits_for_is_stopped(checkpoint: str) -> None:
     assert engine.generate([[user("Who?")]], Sampling(max_new_tokens=3))[0].usage.completion_tokens <= 3
 
 
-def test_a_cancelled_request_ends_the_work_on_it(checkpoint: str) -> None:
-    model = karma(checkpoint, context=100_000)  # more than it will live to write
-    before = threading.active_count()
+def test_a_cancelled_request_ends_the_work_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = threading.Event()
+
+    class Endless(ScriptedEngine):
+        def generate(
+            self, conversations: Sequence[Conversation], sampling: Sampling, *, alpha: float | None = None
+        ) -> list[Completion]:
+            for _ in range(500):
+                if self.stop():
+                    stopped.set()
+                    raise GivenUp
+                time.sleep(0.01)
+            return super().generate(conversations, sampling, alpha=alpha)
+
+    def endless(*_: object, stop: Callable[[], bool], **__: object) -> Endless:
+        engine = Endless(["late"])
+        engine.stop = stop  # type: ignore[attr-defined]
+        return engine
+
+    monkeypatch.setattr(inspect_provider, "open_engine", endless)
+    model = karma("scripted:x")
 
     async def cancelled() -> None:
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(
-                model.generate("Who?", config=GenerateConfig(temperature=1.5, max_tokens=90_000)), timeout=0.5
-            )
-        for _ in range(200):
-            if threading.active_count() <= before:
-                return
-            await asyncio.sleep(0.05)
+            await asyncio.wait_for(model.generate("Who?"), timeout=0.2)
 
     asyncio.run(cancelled())
-    assert threading.active_count() <= before
+    assert stopped.wait(timeout=3)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def test_the_rubric_is_quoted_in_its_own_words() -> None:
 def test_grades_under_one_name_were_asked_for_with_the_same_words() -> None:
     words = [message.content for message in judge_prompt([user("hi"), assistant("yo")])]
     # Has the wording changed? Then give the rubric a new name in rubric.py, and put the new pair here.
-    assert (RUBRIC, hash_text("".join(words))[:16]) == ("consequence-40-v1", "HASH")
+    assert (RUBRIC, hash_text("".join(words))[:16]) == ("consequence-40-v1", "cb1343cbf7317bd9")
 
 
 def material(prompt: Conversation) -> str:
@@ -200,7 +200,7 @@ def test_half_a_grade_is_never_one(values: tuple[int, int, int, int], cut: int) 
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "w.db", create=True) as opened:
         opened.add([candidate(number) for number in range(5)], origin="test")
         yield opened

@@ -116,7 +116,9 @@ def plan(
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         key = str(problem["loc"][0])
-        raise InputError(f"--{key.replace('_', '-')} is {problem['input']!r}: {problem['msg']}.", "") from None
+        raise InputError(
+            f"--{key.replace('_', '-')} is {problem['input']!r}: {problem['msg']}.", "See karma bake --help."
+        ) from None
     ref = resolve(model)
     found = find_cap(ref.path, cap, needed=True)
     assert found is not None  # `needed`

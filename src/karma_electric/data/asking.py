@@ -219,7 +219,10 @@ class Asker:
             kind: Kind = "server-error" if status >= 500 or status == 408 else "refused"
             return NoAnswer(kind, text, status=status)
         # A web page, half a JSON, or JSON of another shape: what a library makes of it differs.
-        if isinstance(cause, ValueError | TypeError | LookupError | AttributeError) or "non-ChatCompletion" in text:
+        _, other_shape, body = text.partition("non-ChatCompletion response: ")
+        if other_shape:
+            return NoAnswer("garbled", f"the answer is not the chat API's: {body[:80]}")
+        if isinstance(cause, ValueError | TypeError | LookupError | AttributeError):
             return NoAnswer("garbled", f"the answer is not the chat API's ({name}: {text})")
         return NoAnswer("error", f"{name}: {text}")
 

@@ -274,6 +274,49 @@ def _excel(code: str) -> str:
     return ""
 
 
+_QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'", re.DOTALL)
+_COMMENT = re.compile(r"(?<![^\s;{}])#[^\n]*")
+
+
+def _nginx(code: str) -> str:
+    """Directives: words that end in a semicolon or open a block. Which directives there are is not looked up."""
+    words = 0  # of the directive that is being read
+    depth = 0
+    for number, line in enumerate(_COMMENT.sub("", _QUOTED.sub("text", code)).splitlines(), 1):
+        # braces within a word (${name}, \\d{2}) are no blocks
+        for token in re.findall(r";|(?:^|(?<=[\s;{}]))[{}]|(?:\$\{\w+\}|[^\s;{}]|(?<=\S)\{[\d,]+\})+|[{}]", line):
+            if token in (";", "{"):
+                if not words:
+                    return f"nothing stands before the {token!r} of line {number}"
+                depth += token == "{"
+                words = 0
+            elif token == "}":
+                if words or not depth:
+                    return f"line {number}: " + ("a semicolon is missing before }" if words else "} closes nothing")
+                depth -= 1
+            else:
+                words += 1
+    return "a semicolon is missing at the end" if words else f"{depth} blocks are open at the end" * bool(depth)
+
+
+def _r(code: str) -> str:
+    """Quotes, brackets and operators without an operand: no R parser can be installed, so no more than that."""
+    bare = re.sub(r"#[^\n]*", "", _QUOTED.sub("0", code))
+    if re.search(r"[\"'`]", re.sub(r"`[^`]*`", "x", bare)):
+        return "a quote is not closed"
+    opened: list[str] = []
+    for number, line in enumerate(bare.splitlines(), 1):
+        for sign in re.findall(r"[()\[\]{}]", line):
+            if sign in "([{":
+                opened.append(sign)
+            elif not opened or opened.pop() + sign not in ("()", "[]", "{}"):
+                return f"{sign!r} in line {number} closes nothing"
+    if opened:
+        return f"{opened[-1]!r} is never closed"
+    dangling = re.search(r"(?:[-+*/^=<>&|~:]|%[^%\s]*%)\s*(?:[)\]}]|\Z)|[*/^]\s*[*/^=]|=\s+=", bare)
+    return f"an operand is missing at {dangling.group().strip()!r}" if dangling else ""
+
+
 def _typescript(code: str) -> str:
     reason = _tree_sitter("typescript", code)
     return reason and (_tree_sitter("tsx", code) and reason)
@@ -325,5 +368,7 @@ _PARSERS: dict[str, Callable[[str], str]] = {
     "sh": _shell,
     "sql": _sql,
     "excel": _excel,
+    "nginx": _nginx,
+    "r": _r,
     "typescript": _typescript,
 }

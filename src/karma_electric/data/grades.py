@@ -56,7 +56,9 @@ def parse_grade(item: object, where: str) -> GradeLine:
         if isinstance(score, bool) or not isinstance(score, int | float) or not LOWEST <= score <= HIGHEST:
             raise DataError(f"{where}: {name} is {score!r}, expected a number from {LOWEST} to {HIGHEST}.")
     if total is not None and (not isinstance(total, int | float) or abs(total - sum(scores.values())) > 1e-6):
-        raise DataError(f"{where}: the total is {total!r}, the scores add up to {sum(scores.values())}.")
+        raise DataError(
+            f"{where}: the total is {total!r}, the scores add up to {sum(scores.values())}.", "Correct that line."
+        )
     grade = Grade(item["rubric"], dict(scores), total, item["rationale"], item["judge"])
     return GradeLine(item["id"], item["content_sha256"], grade)
 
@@ -75,7 +77,10 @@ def read_grades(path: Path) -> list[GradeLine]:
             line = parse_grade(item, where)
             key = (line.id, line.content_sha256, line.grade.rubric, line.grade.judge)
             if key in seen:
-                raise DataError(f"{where}: {line.id!r} was already graded by {line.grade.judge!r} in {seen[key]}.")
+                raise DataError(
+                    f"{where}: {line.id!r} was already graded by {line.grade.judge!r} in {seen[key]}.",
+                    "Keep one of the two.",
+                )
             seen[key] = where
             lines.append(line)
     return lines

@@ -272,5 +272,5 @@ def _parse_pair(item: object, where: str) -> Pair:
     if messages[-1].role != "user":
         raise DataError(f"{where}: 'messages' ends with an answer, expected the person's turn.")
     if item["better"].strip() == item["worse"].strip():
-        raise DataError(f"{where}: the two answers are the same.")
+        raise DataError(f"{where}: the two answers are the same.", "Write two that differ in one fault.")
     return Pair(**{**item, "messages": messages})

@@ -134,6 +134,7 @@ def _print_report(report: GradingReport, last: dict[str, Any] | None, database: 
     print(f"  kept        {report.kept} with {report.kept_from:g} or more of 40")
     if report.ungraded:
         print(f"  ungraded    {len(report.ungraded)}, no answer could be understood: {_some(report.ungraded)}")
+        print("              A higher --retries asks again.")
     if report.failed:
         print(f"  failed      {len(report.failed)}")
         _print_failures(report.failed)

@@ -72,6 +72,6 @@ def _record(database: Path, name: str, folder: Path, manifest: dict[str, Any]) -
     from karma_electric.data.release import TRAIN, VALIDATION
     from karma_electric.data.store import Store
 
-    members = [item["id"] for file in (TRAIN, VALIDATION) for _, item in read_jsonl(folder / file)]
+    ids = {file: [item["id"] for _, item in read_jsonl(folder / file)] for file in (TRAIN, VALIDATION)}
     with Store.open(database, create=True) as store:
-        store.add_release(name, manifest, members)
+        store.add_release(name, manifest, ids[TRAIN] + ids[VALIDATION], validation=ids[VALIDATION])
