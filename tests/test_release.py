@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from karma_electric.core.errors import DataError
 from karma_electric.core.messages import assistant, user
-from karma_electric.core.recipe import ReleaseSection
+from karma_electric.core.recipe import ReleaseSection, load_recipe
 from karma_electric.core.resources import resource_root
 from karma_electric.data.candidate import Candidate
 from karma_electric.data.corpus import dump_lines, read_corpus
@@ -326,3 +326,36 @@ def test_text_is_kept_as_it_is(tmp_path: Path) -> None:
     write_release(ReleaseSection(), write_corpus(tmp_path / "corpus", odd), PROMPT, tmp_path)
     lines = (tmp_path / TRAIN).read_bytes().split(b"\n")
     assert [json.loads(line)["messages"][2]["content"] for line in lines if line] == [text]
+
+
+# --- the shipped releases
+
+
+def test_the_three_releases_tell_the_story_of_the_corpus() -> None:
+    """v1 a quarter; v2 adds to it, v3 to that; what v3 adds is code safety and resistance to bypasses."""
+    examples = [Candidate.from_example(e) for e in read_corpus(resource_root("corpus"))]
+    releases = [
+        {e.id: e for e in select(examples, load_recipe(f"recipes/smollm2-v{n}.toml").release)} for n in (1, 2, 3)
+    ]
+    assert len(examples) >= 600
+    assert releases[0].keys() < releases[1].keys() < releases[2].keys() == {e.id for e in examples}
+    assert 0.2 <= len(releases[0]) / len(examples) <= 0.3
+    assert {e.category for i, e in releases[2].items() if i not in releases[1]} == {
+        "adversarial",
+        "coding-assistance",
+    }
+
+
+def test_no_family_of_the_shipped_corpus_straddles_the_split() -> None:
+    examples = [Candidate.from_example(e) for e in read_corpus(resource_root("corpus"))]
+    train, validation = split(examples, 0.1, 0)
+    groups = families([e.messages for e in [*train, *validation]])
+    sides = [{index < len(train) for index in group} for group in groups]
+    assert all(len(side) == 1 for side in sides)
+
+
+def test_what_was_in_no_release_yet_is_called_unreleased() -> None:
+    items = [Candidate("a", [user("Q?"), assistant("A.")], category="adversarial", status="accepted")]
+    assert select(items, ReleaseSection(versions=["unreleased"])) == items
+    with pytest.raises(DataError, match="no accepted example matches"):
+        select(items, ReleaseSection(versions=["v1"]))
