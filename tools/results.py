@@ -55,13 +55,13 @@ def readings() -> list[str]:
 
 
 def whole_demo() -> str:
-    """Time and memory of `make demo` in a fresh clone, from what /usr/bin/time printed."""
+    """Time and memory of `make demo`, from what /usr/bin/time printed; the file's first line says where."""
     text = (ROOT / "results" / "make-demo.txt").read_text(encoding="utf-8")
     minutes, seconds = text.split("(h:mm:ss or m:ss): ")[1].split()[0].split(":")
     whole_minutes, rest = divmod(round(60 * int(minutes) + float(seconds)), 60)
     kilobytes = int(text.split("(kbytes): ")[1].split()[0])
     return (
-        f"`make demo` in a fresh clone, installation included: {whole_minutes} min {rest} s, "
+        f"`make demo`{', packages installed already' if 'installed' in text.splitlines()[0] else ' in a fresh clone, installation included'}: {whole_minutes} min {rest} s, "
         f"peak memory {kilobytes / 1e6:.1f} GB (`results/make-demo.txt`)."
     )
 
