@@ -60,10 +60,9 @@ def whole_demo() -> str:
     minutes, seconds = text.split("(h:mm:ss or m:ss): ")[1].split()[0].split(":")
     whole_minutes, rest = divmod(round(60 * int(minutes) + float(seconds)), 60)
     kilobytes = int(text.split("(kbytes): ")[1].split()[0])
-    return (
-        f"`make demo`{', packages installed already' if 'installed' in text.splitlines()[0] else ' in a fresh clone, installation included'}: {whole_minutes} min {rest} s, "
-        f"peak memory {kilobytes / 1e6:.1f} GB (`results/make-demo.txt`)."
-    )
+    first = text.splitlines()[0]
+    where = ", packages installed already" if "installed" in first else " in a fresh clone, installation included"
+    return f"`make demo`{where}: {whole_minutes} min {rest} s, peak memory {kilobytes / 1e6:.1f} GB (`results/make-demo.txt`)."
 
 
 def rendered() -> str:
