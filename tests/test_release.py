@@ -333,10 +333,12 @@ def test_text_is_kept_as_it_is(tmp_path: Path) -> None:
 
 def test_the_three_releases_tell_the_story_of_the_corpus() -> None:
     """v1 a quarter; v2 adds to it, v3 to that; what v3 adds is code safety and resistance to bypasses."""
-    examples = [Candidate.from_example(e) for e in read_corpus(resource_root("corpus"))]
+    examples, grades = read_source(resource_root("corpus"))
     releases = [
-        {e.id: e for e in select(examples, load_recipe(f"recipes/smollm2-v{n}.toml").release)} for n in (1, 2, 3)
+        {e.id: e for e in select(examples, load_recipe(f"recipes/smollm2-v{n}.toml").release, grades)}
+        for n in (1, 2, 3)
     ]
+    assert all(grades[i] >= 30 for i in releases[0])
     assert len(examples) >= 600
     assert releases[0].keys() < releases[1].keys() < releases[2].keys() == {e.id for e in examples}
     assert 0.2 <= len(releases[0]) / len(examples) <= 0.3

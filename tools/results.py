@@ -62,7 +62,8 @@ def whole_demo() -> str:
     kilobytes = int(text.split("(kbytes): ")[1].split()[0])
     first = text.splitlines()[0]
     where = ", packages installed already" if "installed" in first else " in a fresh clone, installation included"
-    return f"`make demo`{where}: {whole_minutes} min {rest} s, peak memory {kilobytes / 1e6:.1f} GB (`results/make-demo.txt`)."
+    memory = f"peak memory {kilobytes / 1e6:.1f} GB (`results/make-demo.txt`)"
+    return f"`make demo`{where}: {whole_minutes} min {rest} s, {memory}."
 
 
 def rendered() -> str:
