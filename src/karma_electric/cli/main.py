@@ -12,6 +12,7 @@ import typer
 from karma_electric.cli import bake, chat, data, doctor, inspect, run
 
 _INTERRUPTED = 130
+_READER_GONE = 141  # 128 + SIGPIPE, as other programs end
 
 app = typer.Typer(
     name="karma",
@@ -91,9 +92,9 @@ def guarded(action: object) -> None:
 
 
 def _reader_gone() -> None:
-    """As in `karma show | head`."""
+    """As in `karma show | head`: quiet, with the code of a broken pipe, so that a gate cut short never passes."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
-    raise SystemExit(0) from None
+    raise SystemExit(_READER_GONE) from None
 
 
 def _stopped() -> None:

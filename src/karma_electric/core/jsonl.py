@@ -72,7 +72,7 @@ def parse_json(raw: bytes, where: str) -> Any:
         ) from None
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{where}: not JSON ({error.msg} at column {error.colno}).", "One JSON object per line."
+            f"{where}: not JSON ({error.msg.removesuffix(' at')} at column {error.colno}).", "One JSON object per line."
         ) from None
     except RecursionError:
         raise DataError(f"{where}: brackets are nested too deeply.", "Correct that line.") from None

@@ -18,6 +18,9 @@ def read_corpus(folder: Path) -> list[Example]:
         MissingError: no JSONL files there.
         DataError: a bad line, an id used twice, or an example in the file of another category.
     """
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise MissingError(f"{folder} {found}.", "A corpus is a folder with one JSONL file per category.")
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise MissingError(f"{folder} has no .jsonl files.", "A corpus is one JSONL file per category.")
@@ -39,6 +42,8 @@ def read_corpus(folder: Path) -> list[Example]:
                 )
             seen[example.id] = where
             examples.append(example)
+    if not examples:
+        raise DataError(f"{folder} has no examples: its .jsonl files are empty.", "Write one JSON object per line.")
     return examples
 
 

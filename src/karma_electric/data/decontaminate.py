@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from karma_electric.core.errors import MissingError
+from karma_electric.core.errors import DataError, MissingError
 from karma_electric.core.progress import Progress
 from karma_electric.data.texts import read_texts, words
 
@@ -90,6 +90,11 @@ def read_references(paths: Sequence[Path]) -> list[Passage]:
         for record in read_texts(file):
             for text in record.texts:
                 passages.setdefault(text, Passage(f"{file.name}:{record.id}", text))
+    if not passages:
+        names = ", ".join(str(path) for path in paths)
+        raise DataError(
+            f"{names}: no text to compare with, expected at least one.", "Give --against files that have some."
+        )
     return list(passages.values())
 
 

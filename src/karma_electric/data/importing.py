@@ -252,7 +252,10 @@ class _Import:
                 raise DataError(
                     f"{where}: the id {candidate.id!r} was already used in this file ({differs}).", "Ids are unique."
                 )
-            candidate = filled_from(self._store.get(candidate.id), candidate)
+            before = self._store.get(candidate.id)
+            candidate = filled_from(before, candidate)
+            if candidate.content_sha256 != before.content_sha256 and candidate.status == before.status == "accepted":
+                candidate = replace(candidate, status="candidate")  # nobody has accepted these words
             self._store.replace(candidate, reason=f"import of {self._file}", reviewer=wishes.reviewer)
             report.replaced += 1
         if wishes.replace:

@@ -79,7 +79,11 @@ def select(
         and (section.versions is None or (item.added_in or UNRELEASED) in section.versions)
     ]
     if not wanted:
-        raise DataError("The release would be empty: no accepted example matches.", "Widen categories or versions.")
+        reasons = ", ".join(f"{reason} {n}" for reason, n in _left_out(items, [], section, {}).items())
+        raise DataError(
+            f"The release would be empty: no accepted example matches (of {len(items)}: {reasons or 'none'}).",
+            "Widen release.categories or release.versions, or accept and categorise: karma data review.",
+        )
     if section.minimum_grade is None:
         return wanted
     graded = grades or {}

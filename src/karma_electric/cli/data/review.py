@@ -90,6 +90,8 @@ def _decide(store: Store, accept: list[str], reject: list[str], reason: str, rev
     wanted = {"accepted": _split(store, accept), "rejected": _split(store, reject)}
     if both := set(wanted["accepted"]) & set(wanted["rejected"]):
         raise InputError(f"{min(both)!r} is both accepted and rejected.", "Give it once.")
+    if not (wanted["accepted"] or wanted["rejected"]):
+        raise InputError("--accept and --reject name no candidate.", "Give ids: karma data search WORDS finds them.")
     with store.transaction():  # all of them, or none where one does not exist
         for status, ids in wanted.items():
             for id_ in ids:
