@@ -229,7 +229,7 @@ def test_replace_takes_the_files_version_and_keeps_the_other(karma: Karma, tmp_p
 
 
 def test_a_folder_is_read_as_strictly_as_a_release_reads_it(karma: Karma, tmp_path: Path) -> None:
-    shutil.copytree(CORPUS, tmp_path / "corpus")
+    shutil.copytree(CORPUS, tmp_path / "corpus", ignore=shutil.ignore_patterns("grades"))
     file = tmp_path / "corpus" / "adversarial.jsonl"
     first, second, *rest = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     del first["analysis"]
@@ -466,7 +466,7 @@ def test_choosing_by_status_category_and_grade(karma: Karma, tmp_path: Path) -> 
 
 
 def test_grades_travel_as_text(karma: Karma, tmp_path: Path) -> None:
-    karma("import", CORPUS)
+    karma("import", *sorted(CORPUS.glob("*.jsonl")))
     with Store.open(tmp_path / "workbench.db") as store:
         grade(store, "adversarial-0001", 8)
         grade(store, "adversarial-0001", 6.5, judge="other")
@@ -543,7 +543,7 @@ def test_a_workbench_of_a_newer_version_is_refused(karma: Karma, tmp_path: Path)
 
 
 def test_stats_count_what_is_there(karma: Karma, tmp_path: Path) -> None:
-    karma("import", CORPUS)
+    karma("import", *sorted(CORPUS.glob("*.jsonl")))
     with Store.open(tmp_path / "workbench.db") as store:
         content = store.get("adversarial-0001").content_sha256
         grade(store, "adversarial-0001", 8)
