@@ -127,24 +127,13 @@ def mlp_input(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     return before if parallel else after - seen[-1]
 
 
+@pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
-def test_the_block_site_is_capped_by_the_formula(model: PreTrainedModel, ids: torch.Tensor, alpha: float) -> None:
-    cap = cap_of(model, ids, "block", alpha)
+def test_a_site_is_capped_by_the_formula(model: PreTrainedModel, ids: torch.Tensor, site: Site, alpha: float) -> None:
+    """What is read there decides, and the block's output moves by exactly the correction."""
+    cap = cap_of(model, ids, site, alpha)
     _, h = block_states(model, ids)
-    v, t = cap.directions[LAYER], cap.spec.thresholds[LAYER]
-    over = (h @ v - t).clamp_min(0)
-    assert 0 < (over > 0).float().mean() < 1
-    with capped(model, cap):
-        _, actual = block_states(model, ids)
-    torch.testing.assert_close(actual, h - alpha * over[..., None] * v, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("alpha", [0.5, 1.0])
-def test_the_mlp_site_is_capped_by_the_formula(model: PreTrainedModel, ids: torch.Tensor, alpha: float) -> None:
-    """What the MLP reads decides, and the block's output moves by exactly the correction."""
-    cap = cap_of(model, ids, "mlp", alpha)
-    read = mlp_input(model, ids)
-    _, h = block_states(model, ids)
+    read = mlp_input(model, ids) if site == "mlp" else h
     v, t = cap.directions[LAYER], cap.spec.thresholds[LAYER]
     over = (read @ v - t).clamp_min(0)
     assert 0 < (over > 0).float().mean() < 1

@@ -547,8 +547,10 @@ def test_a_judge_that_was_not_checked_may_not_filter(store: Store) -> None:
 
 
 def test_a_judge_that_passed_may(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(GateError):
+        require_trusted(store, JUDGE)
     checked(store, tmp_path, prefers_good)
-    require_trusted(store, JUDGE)
+    require_trusted(store, JUDGE)  # what was refused before is not refused now
 
 
 def test_a_judge_that_did_not_pass_may_not_unless_forced(store: Store, tmp_path: Path) -> None:

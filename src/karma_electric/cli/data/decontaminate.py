@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from karma_electric.cli.data.filters import Apply, AsJson, Out, Report, SentenceFolder, Show
+
 if TYPE_CHECKING:
     from karma_electric.data.decontaminate import Overlap
 
@@ -27,16 +29,12 @@ def decontaminate(
         float, typer.Option("--semantic", min=0.5, max=1.0, help="Cosine similarity that gives a text away.")
     ] = 0.85,
     no_semantic: Annotated[bool, typer.Option("--no-semantic", help="Compare words only; no model is loaded.")] = False,
-    model: Annotated[
-        Path | None, typer.Option("--model", help="Folder of another sentence-transformers model.")
-    ] = None,
-    apply: Annotated[
-        bool, typer.Option("--apply", help="Record the removals in the workbench, or write --out.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="For a file: write the lines that stay here.")] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Write everything that was found, as JSON.")] = None,
-    show: Annotated[int, typer.Option("--show", min=0, help="Pairs to print.")] = 20,
-    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    model: SentenceFolder = None,
+    apply: Apply = False,
+    out: Out = None,
+    report: Report = None,
+    show: Show = 20,
+    json_: AsJson = False,
 ) -> None:
     """Find records that share text with what is measured with: 13 words in a row, a whole short text, or the meaning.
 

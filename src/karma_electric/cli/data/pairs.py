@@ -139,8 +139,7 @@ def side_by_side(left: str, right: str, width: int) -> str:
 
     column = max((width - 5) // 2, _NARROWEST)
     wrapped = [
-        textwrap.wrap(" ".join(text.split()), column, max_lines=_LINES, placeholder=" …") or [""]
-        for text in (left, right)
+        textwrap.wrap(" ".join(text.split()), column, max_lines=_LINES, placeholder=" …") for text in (left, right)
     ]
     rows = zip_longest(*wrapped, fillvalue="")
     return "\n".join(f"  {one:<{column}} | {other}".rstrip() for one, other in rows)
