@@ -12,7 +12,8 @@ from torch import nn
 
 from karma_electric.core.errors import InputError
 from karma_electric.models.blocks import SITES, Site, decoder_blocks
-from karma_electric.steer.cap import AXIS_FILE, Cap, CapSpec, capped
+from karma_electric.steer.cap import capped
+from karma_electric.steer.spec import AXIS_FILE, Cap, CapSpec
 from tiny import random_axis
 
 if TYPE_CHECKING:

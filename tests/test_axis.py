@@ -221,7 +221,10 @@ def test_what_is_saved_is_what_is_loaded(extracted: tuple[Axis, extraction.Sides
     for site in SITES:
         assert torch.equal(loaded.directions[site], axis.directions[site])
         assert torch.equal(loaded.norms[site], axis.norms[site])
-    assert replace(loaded, directions={}, norms={}) == replace(axis, directions={}, norms={})
+        assert torch.equal(loaded.projections[site], axis.projections[site])
+    assert replace(loaded, directions={}, norms={}, projections={}) == replace(
+        axis, directions={}, norms={}, projections={}
+    )
 
 
 def rewrite(path: Path, *, drop: str = "", tensors: dict[str, torch.Tensor] | None = None, **metadata: str) -> None:

@@ -20,8 +20,8 @@ from karma_electric.models.engines.protocol import Sampling
 from karma_electric.models.engines.scripted import ScriptedEngine
 from karma_electric.steer.axis import save_axis
 from karma_electric.steer.calibrate import calibrate
-from karma_electric.steer.cap import CapSpec, load_cap, load_spec, save_spec
 from karma_electric.steer.responses import Response, generate_responses, read_responses
+from karma_electric.steer.spec import CapSpec, load_cap, load_spec, save_spec
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,16 +19,9 @@ from karma_electric.core.errors import ArtifactError, InputError, KarmaError
 from karma_electric.models.blocks import SITES, Site
 from karma_electric.models.chat_template import prompt_ids
 from karma_electric.models.loading import load_model
-from karma_electric.steer.cap import (
-    Cap,
-    CapMeter,
-    CapSpec,
-    capped,
-    check_model,
-    corrected,
-    describe,
-    excess,
-)
+from karma_electric.steer.cap import CapMeter, capped, corrected, excess
+from karma_electric.steer.compat import check_model
+from karma_electric.steer.spec import Cap, CapSpec, describe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -444,7 +444,7 @@ def test_a_cap_of_another_hidden_size_is_refused(
     tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from karma_electric.steer.axis import save_axis
-    from karma_electric.steer.cap import AXIS_FILE, CAP_FILE, CapSpec, save_spec
+    from karma_electric.steer.spec import AXIS_FILE, CAP_FILE, CapSpec, save_spec
 
     save_axis(tiny.random_axis(hidden=32), tmp_path / AXIS_FILE)
     save_spec(CapSpec(AXIS_FILE, "mlp", (2, 3), {2: 0.0, 3: 0.0}, 0.5), tmp_path / CAP_FILE)

@@ -13,8 +13,8 @@ import tiny
 from karma_electric.core.jsonl import append_jsonl
 from karma_electric.core.messages import Conversation
 from karma_electric.steer.axis import save_axis
-from karma_electric.steer.cap import AXIS_FILE, CAP_FILE, save_spec
 from karma_electric.steer.responses import FILE, Response
+from karma_electric.steer.spec import AXIS_FILE, CAP_FILE, save_spec
 from test_cli import Ended, karma_here
 
 if TYPE_CHECKING:

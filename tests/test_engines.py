@@ -18,7 +18,8 @@ from karma_electric.models.engines.hf import HfEngine
 from karma_electric.models.engines.protocol import Sampling
 from karma_electric.models.engines.scripted import ScriptedEngine
 from karma_electric.models.loading import load_model, load_tokenizer, pick_dtype
-from karma_electric.steer.cap import Cap, capped
+from karma_electric.steer.cap import capped
+from karma_electric.steer.spec import Cap
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -445,7 +445,7 @@ def test_a_cancelled_request_ends_the_work_on_it(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def cap_folder(tmp_path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
     from karma_electric.steer.axis import save_axis
-    from karma_electric.steer.cap import save_spec
+    from karma_electric.steer.spec import save_spec
 
     folder = tmp_path / "axis"
     folder.mkdir()

@@ -15,7 +15,7 @@ from karma_electric.core.errors import ArtifactError, InputError
 from karma_electric.core.progress import Silent
 from karma_electric.models.chat_template import conversation_ids, prompt_ids
 from karma_electric.models.loading import load_model
-from karma_electric.steer.cap import Cap, CapSpec, capped
+from karma_electric.steer.cap import capped
 from karma_electric.steer.checkpoint import write_baked
 from karma_electric.steer.fidelity import measure_fidelity
 from karma_electric.steer.neuron import (
@@ -25,6 +25,7 @@ from karma_electric.steer.neuron import (
     require_bakeable,
     save_neurons,
 )
+from karma_electric.steer.spec import Cap, CapSpec
 
 if TYPE_CHECKING:
     from pathlib import Path

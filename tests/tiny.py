@@ -14,8 +14,8 @@ from karma_electric.core.messages import Conversation, assistant, system, user
 from karma_electric.models.blocks import SITES, Site
 from karma_electric.models.chat_template import conversation_ids
 from karma_electric.steer.axis import Axis
-from karma_electric.steer.cap import AXIS_FILE, Cap, CapSpec
 from karma_electric.steer.contrast import Prompt
+from karma_electric.steer.spec import AXIS_FILE, Cap, CapSpec
 
 if TYPE_CHECKING:
     import torch

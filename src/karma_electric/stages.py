@@ -252,11 +252,11 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
     from karma_electric.models.loading import load_model, load_tokenizer
     from karma_electric.steer.axis import save_axis
     from karma_electric.steer.calibrate import calibrate
-    from karma_electric.steer.cap import AXIS_FILE, CAP_FILE, describe, save_spec
     from karma_electric.steer.contrast import ContrastSet, load_prompts, require_disjoint
     from karma_electric.steer.extract import extract, forget_chunks
     from karma_electric.steer.figures import plot_norms, plot_projections
     from karma_electric.steer.responses import FILE, generate_responses
+    from karma_electric.steer.spec import AXIS_FILE, CAP_FILE, describe, save_spec
 
     require("model")
     section = recipe.axis
@@ -296,9 +296,9 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
 
 def _capped(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progress: Progress) -> None:
     from karma_electric.steer.bake import bake, require_faithful
-    from karma_electric.steer.cap import load_cap
     from karma_electric.steer.contrast import load_prompts
     from karma_electric.steer.responses import FILE, by_split
+    from karma_electric.steer.spec import load_cap
 
     cap, _ = load_cap(run / "axis")
     splits = by_split(run / "axis" / FILE)

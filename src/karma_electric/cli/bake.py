@@ -107,9 +107,9 @@ def plan(
     from karma_electric.core.resources import find
     from karma_electric.models.refs import resolve
     from karma_electric.pipeline import Stage, run_stages
-    from karma_electric.steer.cap import load_cap
     from karma_electric.steer.contrast import load_prompts
     from karma_electric.steer.responses import FILE, by_split
+    from karma_electric.steer.spec import load_cap
 
     try:
         section = BakeSection(**settings)

@@ -118,7 +118,9 @@ def open_session(
         return Session(engine, sampling, system if system is not None else run_persona(ref.path), 0.0, has_cap=False)
     from karma_electric.models.blocks import decoder_blocks, hidden_size
     from karma_electric.models.chat_template import template_sha256
-    from karma_electric.steer.cap import capped, check_model, describe, load_cap
+    from karma_electric.steer.cap import capped
+    from karma_electric.steer.compat import check_model
+    from karma_electric.steer.spec import describe, load_cap
 
     loaded, axis = load_cap(found)
     warnings = check_model(
@@ -152,8 +154,8 @@ def find_cap(model: Path, given: Path | None, *, needed: bool) -> Path | None:
         InputError: the model has its cap compiled in. MissingError: a cap is needed and there is none.
     """
     from karma_electric.core.errors import InputError, MissingError
-    from karma_electric.steer.cap import CAP_FILE
     from karma_electric.steer.neuron import FILE
+    from karma_electric.steer.spec import CAP_FILE
 
     if (model / FILE).exists():
         if given is not None or needed:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli import bake, chat, data, doctor, inspect, run
+from karma_electric.cli import axis, bake, chat, data, doctor, inspect, run
 
 _INTERRUPTED = 130
 _READER_GONE = 141  # 128 + SIGPIPE, as other programs end
@@ -31,6 +31,7 @@ app.command("bake")(bake.bake)
 app.command("show")(inspect.show)
 app.command("verify")(inspect.verify)
 app.command("doctor")(doctor.doctor)
+app.add_typer(axis.app, name="axis")
 app.add_typer(data.app, name="data")
 
 

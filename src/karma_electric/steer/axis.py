@@ -33,6 +33,8 @@ class Axis:
         away: the generic system prompts.
         n: number of user prompts.
         stats: separation and other diagnostics, JSON.
+        projections: site -> projection of every contrast prompt on the direction of every block, float32
+            [2, n, n_layers]: persona-prompted, then the mean over the away prompts. Empty for imported axes.
     """
 
     directions: dict[Site, torch.Tensor]
@@ -44,6 +46,7 @@ class Axis:
     away: tuple[str, ...]
     n: int
     stats: dict[str, Any] = field(default_factory=dict)
+    projections: dict[Site, torch.Tensor] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:
@@ -88,6 +91,7 @@ def save_axis(axis: Axis, path: Path) -> None:
     }
     tensors = {f"direction.{site}": tensor.contiguous() for site, tensor in axis.directions.items()}
     tensors |= {f"norm.{site}": tensor.contiguous() for site, tensor in axis.norms.items()}
+    tensors |= {f"projections.{site}": tensor.contiguous() for site, tensor in axis.projections.items()}
     write_atomic(path, save(tensors, metadata))
 
 
@@ -126,6 +130,9 @@ def load_axis(path: Path) -> Axis:
             away=tuple(json.loads(metadata["away"])),
             n=int(metadata["n"]),
             stats=json.loads(metadata["stats"]),
+            projections={
+                site: tensors[f"projections.{site}"] for site in directions if f"projections.{site}" in tensors
+            },
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: a field is missing or damaged ({error}).", "Extract the axis again.") from None

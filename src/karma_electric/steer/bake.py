@@ -13,10 +13,10 @@ from karma_electric.core.messages import Conversation
 from karma_electric.core.progress import Progress
 from karma_electric.core.recipe import BakeSection
 from karma_electric.models.loading import load_model, load_tokenizer
-from karma_electric.steer.cap import Cap
 from karma_electric.steer.checkpoint import write_baked
 from karma_electric.steer.fidelity import measure_fidelity, measure_text, measure_throughput
 from karma_electric.steer.neuron import FILE, fit_neurons, fit_removals, load_neurons, save_neurons
+from karma_electric.steer.spec import Cap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

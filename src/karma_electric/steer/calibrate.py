@@ -13,8 +13,8 @@ from karma_electric.models.blocks import Site
 from karma_electric.models.chat_template import prompt_ids
 from karma_electric.steer.activations import batches_by_length, picked, recording, right_padded, run_decoder
 from karma_electric.steer.axis import Axis
-from karma_electric.steer.cap import AXIS_FILE, CapSpec
 from karma_electric.steer.responses import Response
+from karma_electric.steer.spec import AXIS_FILE, CapSpec
 
 if TYPE_CHECKING:
     import torch

@@ -88,6 +88,7 @@ def extract(
         away=contrast.away,
         n=len(contrast.prompts),
         stats=separation(sides),
+        projections={site: (torch.stack(both) * directions[site][0]).sum(-1) for site, both in sides.items()},
     )
     return axis, sides
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from karma_electric.core.messages import Conversation
 from karma_electric.core.progress import Progress
 from karma_electric.models.chat_template import conversation_ids, prompt_ids
-from karma_electric.steer.cap import Cap, capped
+from karma_electric.steer.cap import capped
+from karma_electric.steer.spec import Cap
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from pathlib import Path
 from karma_electric.core.plots import COLOURS, figure, save
 from karma_electric.models.blocks import Site
 from karma_electric.steer.axis import Axis
-from karma_electric.steer.cap import CapSpec
+from karma_electric.steer.spec import CapSpec
 
 
 def plot_norms(axis: Axis, layers: Sequence[int], out: Path) -> None:

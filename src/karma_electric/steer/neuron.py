@@ -28,8 +28,9 @@ from karma_electric.core.messages import Conversation
 from karma_electric.models.blocks import decoder_blocks
 from karma_electric.models.chat_template import conversation_ids
 from karma_electric.steer.activations import Key, batches_by_length, picked, recording, right_padded, run_decoder
-from karma_electric.steer.cap import Cap, capped
+from karma_electric.steer.cap import capped
 from karma_electric.steer.prune import Removal, moments_of, spare_neurons
+from karma_electric.steer.spec import Cap
 
 if TYPE_CHECKING:
     import torch
