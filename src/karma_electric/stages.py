@@ -246,6 +246,8 @@ def _merged(recipe: Recipe, base: ModelRef, run: Path, out: Path, progress: Prog
 
 
 def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progress: Progress) -> None:
+    import torch
+
     from karma_electric.models.blocks import layer_range
     from karma_electric.models.engines.hf import HfEngine
     from karma_electric.models.engines.protocol import Sampling
@@ -253,7 +255,7 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
     from karma_electric.steer.axis import save_axis
     from karma_electric.steer.calibrate import calibrate
     from karma_electric.steer.contrast import ContrastSet, load_prompts, require_disjoint
-    from karma_electric.steer.extract import extract, forget_chunks
+    from karma_electric.steer.extract import extract, forget_chunks, iter_chunks
     from karma_electric.steer.figures import plot_norms, plot_projections
     from karma_electric.steer.responses import FILE, generate_responses
     from karma_electric.steer.spec import AXIS_FILE, CAP_FILE, describe, save_spec
@@ -265,12 +267,14 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
     model, tokenizer = load_model(run / "merged", dtype=recipe.model.dtype), load_tokenizer(run / "merged")
     contrast = ContrastSet(prompts["contrast"], recipe.persona.system_prompt, tuple(recipe.persona.away))
     fingerprint = resolve(str(run / "merged")).fingerprint
-    axis, sides = extract(
+    axis = extract(
         model,
         tokenizer,
         contrast,
         out,
         fingerprint=fingerprint,
+        position=section.position,
+        sampling=Sampling(temperature=0.7, max_new_tokens=section.response_tokens, seed=section.seed),
         batch_tokens=section.batch_tokens,
         progress=progress,
     )
@@ -284,7 +288,7 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
         batch_size=_RESPONSE_BATCH,
         progress=progress,
     )
-    toward = sides[section.site][0]
+    toward = torch.cat([sides[section.site][0] for sides in iter_chunks(out)])
     spec, projections = calibrate(model, tokenizer, axis, toward, responses, section, layers, progress=progress)
     save_axis(axis, out / AXIS_FILE)
     save_spec(spec, out / CAP_FILE)
