@@ -30,18 +30,26 @@ class _Enough(Exception):
 
 @contextlib.contextmanager
 def recording(
-    model: PreTrainedModel, keys: Sequence[Key], keep: Keep, *, blocks_path: str | None = None, stop: bool = False
+    model: PreTrainedModel,
+    keys: Sequence[Key],
+    keep: Keep,
+    *,
+    blocks_path: str | None = None,
+    before_cap: bool = False,
+    stop: bool = False,
 ) -> Iterator[dict[Key, torch.Tensor]]:
     """Fill a dict with `keep(activations)` for each (site, block) during the next forward pass.
 
     The hooks of a cap that is attached as well run first, so what is recorded at `block` is what the next block
-    reads; what is recorded at `mlp` is what that block's MLP reads, before its own correction.
+    reads; what is recorded at `mlp` is what that block's MLP reads, before its own correction. With `before_cap`,
+    what is recorded at `block` too is what the cap of that block reads: corrected by earlier blocks only.
 
     Args:
         model: the model.
         keys: what to record.
         keep: what to keep of it.
         blocks_path: see `decoder_blocks`.
+        before_cap: record in front of the hooks that are attached already.
         stop: end the forward pass, and the `with` block, at the last of `keys`. What follows in the block is skipped.
 
     Raises:
@@ -58,7 +66,8 @@ def recording(
             if site == "mlp":
                 handles.append(block.mlp_norm.register_forward_pre_hook(_reader(recorded, key, keep, key == last)))
             else:
-                handles.append(block.module.register_forward_hook(_output_reader(recorded, key, keep, key == last)))
+                reader = _output_reader(recorded, key, keep, key == last)
+                handles.append(block.module.register_forward_hook(reader, prepend=before_cap))
         yield recorded
     except _Enough:
         pass
