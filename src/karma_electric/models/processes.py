@@ -1,4 +1,7 @@
-"""The processes that work on one task together, as `accelerate launch` starts them; or the one that works alone."""
+"""The processes that work on one task together, as `accelerate launch` or torchrun start them; or the one alone.
+
+On machines without GPUs `accelerate launch` starts several only through MPI, which is why torchrun is named as well.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from karma_electric.models.loading import import_quietly
+from karma_electric.core.errors import InputError
+from karma_electric.models.loading import import_quietly, pick_device
 
 T = TypeVar("T")
+_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # as accelerate reads them
 _PATIENCE_H = 24  # how long one may wait for another: a share of the work, not a message
 
 
@@ -61,8 +66,9 @@ ALONE = Processes()
 
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that `accelerate launch` (or torchrun) started with this one; `ALONE` in an ordinary one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    """The processes that `accelerate launch` or torchrun started with this one; `ALONE` in an ordinary one."""
+    started = max(int(os.environ.get(name, "1")) for name in _SIZES)
+    if started <= 1:
         yield ALONE
         return
     from datetime import timedelta
@@ -71,7 +77,12 @@ def joined() -> Iterator[Processes]:
     import torch.distributed
     from accelerate import PartialState
 
-    state = PartialState(timeout=timedelta(hours=_PATIENCE_H))
+    state = PartialState(cpu=pick_device() == "cpu", timeout=timedelta(hours=_PATIENCE_H))
+    if state.num_processes != started:  # each would take itself for the only one, and all write the same files
+        raise InputError(
+            f"{started} processes were started, but accelerate joins {state.num_processes} of them.",
+            "Start them with accelerate launch or torchrun.",
+        )
     try:
         yield Processes(state.process_index, state.num_processes, str(state.device))
     finally:

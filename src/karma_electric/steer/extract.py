@@ -32,7 +32,7 @@ from karma_electric.steer.chunks import (
 )
 from karma_electric.steer.contrast import ContrastSet
 from karma_electric.steer.moments import SiteSums, separation
-from karma_electric.steer.reader import Reader, answered, by_length, context_length, fitted
+from karma_electric.steer.reader import Reader, answered, by_length, context_length, fitted, require_rendered
 
 if TYPE_CHECKING:
     import torch
@@ -84,14 +84,21 @@ def extract(
         The axis, with the projections of every prompt that was used, in the order of `contrast`.
 
     Raises:
-        InputError: `toward` is among the away prompts, or a system prompt leaves no room for a user text.
+        InputError: `toward` is among the away prompts or written like one, a system prompt leaves no room for a user
+            text, or `max_length` is more than the model's context.
         DataError: no prompt has an answer under every system prompt.
         ArtifactError: a direction has no length.
     """
     progress = progress or Silent()
     if contrast.toward in contrast.away:
         raise InputError("The toward prompt is one of the away prompts.", "Give the persona's own prompt as toward.")
+    require_rendered(tokenizer, contrast)
     limit = max_length or context_length(model)
+    if limit > context_length(model):
+        raise InputError(
+            f"Sequences of up to {limit} tokens were asked for, the model's context is {context_length(model)}.",
+            "Lower --max-length, or leave it out.",
+        )
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
     about = [_FORMAT, _CHUNK, fingerprint, template_sha256(tokenizer), str(model.dtype), position]
     generated = position == "response" and answers is None
@@ -162,7 +169,7 @@ def _direction(site: Site, sums: SiteSums) -> torch.Tensor:
     if bad:
         raise ArtifactError(
             f"The direction at site {site} of block {bad[0]} has a length of {norms[bad[0]]:g}.",
-            "Does the chat template write the system prompt? Or try --dtype float32.",
+            "Try --dtype float32, and check the model with karma chat.",
         )
     return unit
 

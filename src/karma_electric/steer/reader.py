@@ -37,6 +37,16 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) 
         ) from None
 
 
+def require_rendered(tokenizer: PreTrainedTokenizerBase, contrast: ContrastSet) -> None:
+    """Raise `InputError` where the chat template writes the persona's prompt like a generic one."""
+    toward, *away = (_prompt_ids(tokenizer, c) for c in contrast.conversations(contrast.prompts[0]))
+    if toward in away:
+        raise InputError(
+            f"The chat template writes the toward prompt as it writes {contrast.away[away.index(toward)]!r}.",
+            "An axis needs a chat template that writes system prompts.",
+        )
+
+
 def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The tokens of an answer, its end-of-turn left out: that one is not fed back, so no cap ever sees it."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text.strip() else []
