@@ -28,7 +28,7 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "KARMA_DEBUG"} | {
     "COLUMNS": "100",
 }
 HEAVY = {"torch", "transformers", "numpy", "peft", "datasets", "safetensors", "karma_electric.core.recipe"}
-VERBS = ["run", "chat", "bake", "show", "verify", "doctor", "axis", "data"]
+VERBS = ["run", "train", "chat", "bake", "show", "verify", "doctor", "axis", "data"]
 RECIPE = """\
 name = "trial"
 model.base = "{base}"
@@ -539,3 +539,17 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_dry_run_of_training_says_what_it_takes_and_makes_nothing(tmp_path: Path, tiny_path: Path) -> None:
+    recipe = tmp_path / "trial.toml"
+    recipe.write_text(RECIPE.format(base=tiny_path), encoding="utf-8")
+    changes = ("--set", "train.quantisation=none", "--set", "train.epochs=2", "--set", "train.max_length=4000")
+    ended = karma("train", str(recipe), "--dry-run", *changes, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    for word in ("examples", "tokens", "steps", "trainable", "memory", "disk", "time"):
+        assert word in ended.out
+    assert [path.name for path in tmp_path.iterdir()] == ["trial.toml"]
+    found = json.loads(karma("train", str(recipe), "--dry-run", "--json", *changes, cwd=tmp_path).out)
+    assert found["steps"] > 0
+    assert found["memory_bytes_total"] == sum(found["memory_bytes"].values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,6 +307,30 @@ def test_a_loss_that_is_not_finite_is_not_recorded(tmp_path: Path, loss: float) 
     with pytest.raises(GateError, match="at step 3: training diverged"):
         trajectory.append({"step": 3, "split": "train", "loss": loss})
     assert read_trajectory(tmp_path / "trajectory.jsonl") == []
+
+
+def test_a_loss_that_rises_far_above_its_best_is_an_error(tmp_path: Path) -> None:
+    """Ten steps at a time: single hard batches are no divergence, and neither is a run that was continued."""
+    losses = [2.0] * 10 + [1.0] * 10 + [9.0] + [1.0] * 9
+    path = tmp_path / "trajectory.jsonl"
+    trajectory = Trajectory(path, resume_at=0)
+    for step, loss in enumerate(losses, 1):
+        trajectory.append({"step": step, "split": "train", "loss": loss})
+    continued = Trajectory(path, resume_at=len(losses))
+    rising = ({"step": step, "split": "train", "loss": 4.0} for step in range(31, 60))
+    with pytest.raises(GateError, match=r"mean loss of the last 10 steps is 2\.\d+ at step 3\d, after a best of 1"):
+        deque(map(continued.append, rising), maxlen=0)
+    assert len(read_trajectory(path)) < 40
+
+
+def test_running_out_of_memory_says_what_to_lower(tiny_path: Path, release: Path, tmp_path: Path) -> None:
+    """A CPU's error is a plain RuntimeError; here a real one, of a tensor that no machine holds."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    with pytest.raises(InputError, match=r"Lower train\.batch_size from 2 .*max_length.*gradient_checkpointing"):
+        train(tiny_path, release, tmp_path, Reaper(1, caught.value))
+    with pytest.raises(RuntimeError, match="something else"):
+        train(tiny_path, release, tmp_path / "other", Reaper(1, RuntimeError("something else")))
 
 
 def test_a_training_that_diverges_ends_with_an_error(tiny_path: Path, release: Path, tmp_path: Path) -> None:
