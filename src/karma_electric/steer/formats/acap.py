@@ -8,6 +8,7 @@ architecture; here it is `acap`, so that repeng does not take the file for a con
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
 from karma_electric.core.errors import ArtifactError, InputError
@@ -96,7 +97,9 @@ def write(steering: Steering, path: Path) -> list[str]:
         lost.append(f"alpha {away.alpha:g}: the fork always caps fully (alpha 1), so it acts more strongly")
     if set(away.layers) - set(layers):
         lost.append("the vectors of blocks that are not capped")
-    return [*lost, "digits of the thresholds beyond float32"]
+    if any(struct.unpack("<f", struct.pack("<f", t))[0] != t for t in away.thresholds.values()):
+        lost.append("digits of the thresholds beyond float32")
+    return lost
 
 
 def _thresholds(contents: Contents, path: Path) -> dict[int, float]:

@@ -18,6 +18,7 @@ from karma_electric.steer.formats.steering import (
     About,
     ReadOptions,
     Steering,
+    blocks_text,
     finished,
     oriented,
 )
@@ -107,7 +108,7 @@ def as_axis(steering: Steering) -> Axis:
     away = oriented(steering, AWAY)
     if away.n_layers is None:
         raise InputError(
-            f"The file has vectors for the blocks {away.layers} and does not say how many the model has.",
+            f"The file has vectors for the blocks {blocks_text(away.layers)} and does not say how many the model has.",
             "Name the model with --model FOLDER, or give --blocks N.",
         )
     directions = torch.zeros(away.n_layers, away.hidden)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _ALPHA = 1.0
 _POSITION = "response"
+_PERSONA = "the persona is the Assistant, the character that the paper's cap keeps"
 _CAPPING_HINT = "Expected a capping_config.pt of the paper: `vectors` and `experiments`."
 
 
@@ -43,13 +44,13 @@ def read_axis(path: Path, options: ReadOptions) -> Steering:
         ArtifactError: it is neither. MissingError: no such file.
     """
     raw = read_torch(path, options.max_bytes)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = (_PERSONA,)
     if isinstance(raw, Mapping):
         if "axis" not in raw:
             raise ArtifactError(
                 f"{path} is a dict without the key 'axis'.", "Is it a capping config? --from paper-capping"
             )
-        notes = ("the means of both sides and their counts are left out",) if len(raw) > 1 else ()
+        notes += ("the means of both sides and their counts are left out",) if len(raw) > 1 else ()
         raw = raw["axis"]
     rows = as_rows(raw, path, "the axis", options.max_bytes)
     steering = Steering(
@@ -102,7 +103,7 @@ def read_capping(path: Path, options: ReadOptions) -> Steering:
         thresholds[layer] = number(intervention["cap"], path, f"the cap of block {layer}")
     if not vectors:
         raise ArtifactError(f"{path}: the experiment {name!r} caps nothing.", "Name another.")
-    notes = [f"experiment {name!r}"]
+    notes = [f"experiment {name!r}", _PERSONA]
     if len(caps) < len(interventions):
         notes.append(f"{len(interventions) - len(caps)} interventions that are not caps are left out")
     steering = Steering(

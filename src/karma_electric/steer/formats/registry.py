@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -158,7 +158,11 @@ def detect(path: Path, max_bytes: int) -> tuple[Format, str]:
         found = [(names[name], name) for name in names if (path / name).is_file()]
         if len({name for name, _ in found}) == 1:
             return FORMATS[found[0][0]], f"it holds {found[0][1]}"
-        raise _undecided(path, f"of {', '.join(names)} it holds {', '.join(n for _, n in found) or 'none'}")
+        raise _undecided(
+            path,
+            sorted(set(names.values())),
+            f"of {', '.join(names)} it holds {', '.join(n for _, n in found) or 'none'}",
+        )
     if is_gguf(path):
         contents = read_directions(path, max_bytes)
         architecture = contents.metadata.get("general.architecture")
@@ -166,7 +170,9 @@ def detect(path: Path, max_bytes: int) -> tuple[Format, str]:
             return FORMATS["acap"], f"it has {acap.PREFIX}N"
         if architecture == control_vector.ARCHITECTURE:
             return FORMATS["control-vector"], f"its architecture is {architecture!r}"
-        raise _undecided(path, f"it has directions, no thresholds, and the architecture {architecture!r}")
+        raise _undecided(
+            path, ("acap", "control-vector"), f"it has directions, no thresholds, and the architecture {architecture!r}"
+        )
     if is_torch_file(path):
         return _detect_torch(path, max_bytes)
     if path.name == CAP_FILE or (path.suffix == ".safetensors" and KARMA_FORMAT.encode() in _head(path)):
@@ -184,13 +190,14 @@ def _detect_torch(path: Path, max_bytes: int) -> tuple[Format, str]:
         return FORMATS["paper-axis"], "it is a dict with the key `axis`"
     raise _undecided(
         path,
+        ("original", "paper-axis"),
         "the original's axis (which points away from the persona) and the paper's (which points toward it) "
         "are the same kind of tensor",
     )
 
 
-def _undecided(path: Path, why: str) -> InputError:
-    return InputError(f"{path} could be more than one format: {why}.", f"Say which with --from: {', '.join(FORMATS)}.")
+def _undecided(path: Path, names: Iterable[str], why: str) -> InputError:
+    return InputError(f"{path} could be more than one format: {why}.", f"Say which with --from: {', '.join(names)}.")
 
 
 def _head(path: Path) -> bytes:

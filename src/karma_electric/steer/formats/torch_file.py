@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ def is_torch_file(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except Exception:  # whatever it is that cannot be opened as a zip, it is no torch file
         return False
 
 
@@ -63,7 +64,9 @@ def read_torch(path: Path, max_bytes: int) -> Any:
     require_file(path, max_bytes)
     _check_archive(path, max_bytes)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on pickles, for the developers of torch
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise ArtifactError(
             f"{path} is refused: it holds more than tensors, numbers and text ({_reason(error)}). Nothing was run.",
@@ -76,25 +79,32 @@ def read_torch(path: Path, max_bytes: int) -> Any:
 def _check_archive(path: Path, max_bytes: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            order = next((archive.read(e) for e in entries if e.filename.endswith("/byteorder")), b"little")
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+            problem = _problem(archive, max_bytes)
+    except Exception as error:  # nor does zipfile say what a damaged archive can raise
         raise ArtifactError(
             f"{path} is not a torch file as written since torch 1.6 ({_reason(error)}).", _SAVE_AGAIN
         ) from None
-    pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
-    unpacked = sum(entry.file_size for entry in entries)
-    problem = ""
-    if len(pickles) != 1 or any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        problem = "it is a zip, but not one that torch.save writes"
-    elif any(entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
-        problem = "its entries are compressed, which torch.save never does"
-    elif len(entries) > _MAX_ENTRIES or unpacked > max_bytes or pickles[0].file_size > _MAX_PICKLE_BYTES:
-        problem = f"it unpacks to {unpacked / 1e6:.0f} MB in {len(entries)} entries"
-    elif order.strip() != b"little":
-        problem = "it was written on a big-endian machine"
     if problem:
         raise ArtifactError(f"{path} is refused: {problem}.", _SAVE_AGAIN)
+
+
+def _problem(archive: zipfile.ZipFile, max_bytes: int) -> str:
+    """Why torch should not be given an archive; empty when it can be."""
+    entries = archive.infolist()
+    pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+    unpacked = sum(entry.file_size for entry in entries)
+    if len(pickles) != 1 or any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        return "it is a zip, but not one that torch.save writes"
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
+        return "its entries are compressed, which torch.save never does"
+    if len(entries) > _MAX_ENTRIES or unpacked > max_bytes or pickles[0].file_size > _MAX_PICKLE_BYTES:
+        return f"it unpacks to {unpacked / 1e6:.0f} MB in {len(entries)} entries"
+    for entry in entries:
+        if entry.filename.endswith("/byteorder"):
+            with archive.open(entry) as file:
+                if file.read(16).strip() != b"little":
+                    return "it was written on a big-endian machine"
+    return ""
 
 
 def _reason(error: Exception) -> str:
