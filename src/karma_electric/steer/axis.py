@@ -126,9 +126,12 @@ def load_axis(path: Path) -> Axis:
     blocks = _blocks(path, metadata.get("blocks"))
     _check(path, directions, blocks)
     try:
+        norms = {site: tensors[f"norm.{site}"] for site in directions}
+        if any(norms[site].shape != vectors.shape[:1] for site, vectors in directions.items()):
+            raise ValueError("norms and directions have not the same blocks")
         return Axis(
             directions=directions,
-            norms={site: tensors[f"norm.{site}"] for site in directions},
+            norms=norms,
             model=metadata["model"],
             template_sha256=metadata["template_sha256"],
             position=metadata["position"],

@@ -266,6 +266,7 @@ def _report(
         "model": steering.about.model,
         "notes": list(steering.notes),
         "not_carried": lost,
+        "caution": target.caution,
     }
 
 
@@ -300,6 +301,7 @@ def _print(report: dict[str, Any]) -> None:
         lines.append(("model", "unknown: using the axis will warn that it is for another model; name it with --model"))
     lines += [("note", text) for text in report["notes"]]
     lines += [("lost", text) for text in report["not_carried"]]
+    lines += [("beware", report["caution"])] if report["caution"] else []
     for label, text in lines:
         print(f"{label:<8} {text}")
 

@@ -42,6 +42,7 @@ class Format:
         folder: whether it is written as a folder.
         read: source, options -> contents.
         write: contents, file or folder -> what is not carried.
+        caution: what to know before the written file is used.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Format:
     folder: bool
     read: Callable[[Path, ReadOptions], Steering]
     write: Callable[[Steering, Path], list[str]]
+    caution: str = ""
 
 
 _ALL = (
@@ -116,6 +118,7 @@ _ALL = (
         folder=False,
         read=control_vector.read,
         write=control_vector.write,
+        caution="it is added to every token in its full length; weaken it with --control-vector-scaled FILE 0.3",
     ),
     Format(
         name="acap",
@@ -128,6 +131,7 @@ _ALL = (
         folder=False,
         read=acap.read,
         write=acap.write,
+        caution="only for --acap: given as --control-vector, llama.cpp would add it, away from the persona",
     ),
 )
 FORMATS: Mapping[str, Format] = {f.name: f for f in _ALL}
