@@ -547,3 +547,13 @@ def test_asked_blocks_are_kept_and_missing_ones_named() -> None:
 
 def test_blocks_are_named_as_ranges() -> None:
     assert blocks_text([22, 23, 24, 3, 28]) == "3, 22-24, 28"
+
+
+def test_the_page_on_formats_says_of_each_which_way_it_points() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if line.startswith("| `")]
+    points = {row[1].strip("`"): row[3] for row in rows if len(row) == 8}
+    assert points.keys() == FORMATS.keys()
+    for name, text in points.items():
+        assert text.startswith(FORMATS[name].written), name
+        assert ("--orientation" in text) == (FORMATS[name].orientation is None), name
