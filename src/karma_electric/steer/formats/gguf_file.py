@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from karma_electric.core.artifact import write_atomic
 from karma_electric.core.errors import ArtifactError
@@ -94,7 +94,7 @@ class _Reader:
         if self._n_tensors > _MAX_TENSORS or self._n_keys > _MAX_KEYS:
             self.refuse(f"its header claims {self._n_tensors} tensors and {self._n_keys} keys")
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, reason: str) -> NoReturn:
         """Raise `ArtifactError` with the reason."""
         raise ArtifactError(f"{self._path} is refused: {reason}.", _HINT)
 
@@ -119,7 +119,6 @@ class _Reader:
             return raw.decode()
         except UnicodeDecodeError:
             self.refuse(f"{what} is not text")
-            raise AssertionError from None  # refuse always raises
 
     def metadata(self) -> dict[str, Value]:
         """Scalars and texts by key. Arrays are stepped over: no steering file needs one."""
