@@ -101,9 +101,9 @@ def folder(tmp_path: Path) -> Path:
 # --- help
 
 
-@pytest.mark.parametrize("verb", [None, *VERBS])
+@pytest.mark.parametrize("verb", [None, *VERBS, "axis convert"])
 def test_help_has_an_example_and_imports_nothing_heavy(tmp_path: Path, verb: str | None) -> None:
-    words = ["--help"] if verb is None else [verb, "--help"]
+    words = [*(verb or "").split(), "--help"]
     code = (
         f"import sys; sys.argv = ['karma', *{words!r}]\n"
         "from karma_electric.cli.main import main\n"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from karma_electric.core.artifact import read_json, write_json
 from karma_electric.core.errors import ArtifactError
 from karma_electric.models.blocks import SITES, Site
-from karma_electric.steer.axis import Axis, load_axis
+from karma_electric.steer.axis import Axis, load_axis, require_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,7 @@ class Cap:
             raise ArtifactError(
                 f"The cap names blocks {list(spec.layers)}, the axis has 0-{axis.n_layers - 1}.", "Calibrate again."
             )
+        require_blocks(axis, spec.layers)
         vectors = axis.directions[spec.site]
         return cls(spec, {layer: vectors[layer] for layer in spec.layers})
 
