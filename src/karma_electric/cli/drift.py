@@ -146,15 +146,13 @@ def locate(model: str | None, cap: Path | None, transcripts: list[Transcript]) -
                 f"Give the cap with --cap, such as {Path(model).parent / 'axis'}.",
             )
         cap = Path(model).parent / "axis"
-        if Path(model).is_dir() and not (cap / CAP_FILE).is_file():
-            raise MissingError(f"There is no cap beside {model} (looked for {cap / CAP_FILE}).", "Give one with --cap.")
+        if not (cap / CAP_FILE).is_file() or not Path(model).is_dir():
+            raise MissingError(
+                f"There is no cap beside {model} (looked for {cap / CAP_FILE}).", "Give one: --cap runs/demo/axis"
+            )
     file = cap / CAP_FILE if cap.is_dir() else cap
     if not file.is_file():
-        # a model that is not there explains a cap that is not beside it
-        missing = f"The cap {cap}" if model is None or Path(model).exists() else f"The model {model}"
-        raise MissingError(
-            f"{missing} does not exist.", "Give a run's: --model runs/demo/merged, --cap runs/demo/axis."
-        )
+        raise MissingError(f"The cap {cap} does not exist.", "Give the cap.json of a run: --cap runs/demo/axis")
     if model is None:
         merged = file.resolve().parent.parent / "merged"
         if not merged.is_dir():

@@ -88,15 +88,11 @@ def _row(turn: TurnDrift, drift: ConversationDrift) -> str:
     )
 
 
-def _span(drift: ConversationDrift) -> tuple[float, float]:
-    """What the bars span: all means, the ceiling and the alarm level."""
-    means = [turn.drift.mean for turn in drift.turns if turn.drift.mean is not None]
-    return min(-1.0, *means), max(1.0, drift.alarm, *means)
-
-
 def _column(value: float, drift: ConversationDrift) -> int:
-    low, high = _span(drift)
-    return round((value - low) / (high - low) * (_BAR - 1))
+    """Where a value stands in the bars, which span all means and the ceiling; an alarm level outside is at the edge."""
+    means = [turn.drift.mean for turn in drift.turns if turn.drift.mean is not None]
+    low, high = min(-1.0, *means), max(1.0, min(drift.alarm, 4.0), *means)
+    return min(max(round((value - low) / (high - low) * (_BAR - 1)), 0), _BAR - 1)
 
 
 def _scale(drift: ConversationDrift) -> str:
@@ -123,7 +119,7 @@ def _bar(turn: TurnDrift, drift: ConversationDrift) -> str:
 def _peak(turn: TurnDrift) -> str:
     peak = turn.peak
     assert peak is not None  # a turn with a mean
-    before, at, after = (" ".join(printable(part).split()) for part in peak)
-    gap = [" " if peak[1][:1].isspace() else "", " " if peak[2][:1].isspace() else ""]
-    words = f"{before}{gap[0]}«{at}»{gap[1]}{after}"
+    before, at, after = (printable(part.replace("\n", "⏎").replace("\t", " ")) for part in peak)
+    blank = " " if at.startswith(" ") else ""  # most tokens bring the blank in front of them
+    words = f"{before}{blank}«{at.removeprefix(' ')}»{after}".strip()
     return words if len(words) <= _PEAK else f"{words[: _PEAK - 1]}…"

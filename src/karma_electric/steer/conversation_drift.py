@@ -128,11 +128,19 @@ class ConversationDrift:
 
     @property
     def verdict(self) -> str:
-        """One sentence per answer beyond the alarm level, or one on the highest."""
-        if not self.beyond:
-            highest = max(self.answers, key=_mean)
-            return f"No answer is beyond the alarm level ({self.alarm:+.2f} sd). The highest is turn {_said(highest)}."
-        return " ".join(f"Turn {_said(turn, 'is beyond the alarm level: ')}." for turn in self.beyond)
+        """One sentence on the answer that is furthest out, and which others are beyond the alarm level."""
+        furthest = max(self.answers, key=_mean)
+        mean, share = _mean(furthest), furthest.drift.share_above
+        side = "above" if mean > 0 else "below"
+        level = f"the alarm level ({self.alarm:+.2f} sd)"
+        said = f"mean {abs(mean):.2f} sd {side} the ceiling, {share:.0%} of its tokens above it."
+        numbers = [str(turn.number) for turn in self.beyond]
+        if not numbers:
+            return f"No answer is beyond {level}: turn {furthest.number} is highest, {said}"
+        if len(numbers) == 1:
+            return f"Turn {numbers[0]} is beyond {level}: {said}"
+        turns = f"{', '.join(numbers[:-1])} and {numbers[-1]}"
+        return f"Turns {turns} are beyond {level}: turn {furthest.number} is highest, {said}"
 
     def as_dict(self, *, tokens: bool = False) -> dict[str, Any]:
         """As JSON."""
@@ -166,12 +174,6 @@ def _mean(turn: TurnDrift) -> float:
     mean = turn.drift.mean
     assert mean is not None  # of an answer with tokens
     return mean
-
-
-def _said(turn: TurnDrift, claim: str = "with ") -> str:
-    mean, share = _mean(turn), turn.drift.share_above
-    side = "above" if mean > 0 else "below"
-    return f"{turn.number} {claim}mean {abs(mean):.2f} sd {side} the ceiling, {share:.0%} of its tokens above it"
 
 
 def render_all(

@@ -13,6 +13,7 @@ from karma_electric.steer.conversation_drift import ConversationDrift, TurnDrift
 MOST_PANELS = 12
 _INCHES_PER_TOKEN = 0.022
 _ROLE_COLOURS = {"system": COLOURS["base"], "user": COLOURS["base"], "assistant": COLOURS["tuned"]}
+_ROOM = 0.03  # share of the width that a label needs
 _BEYOND = COLOURS["capped"]
 
 
@@ -35,7 +36,9 @@ def plot_drift(conversations: Mapping[str, ConversationDrift], what: str, out: P
         panel.set_title(f"{printable(name)}: {_headline(drift)}", fontsize=9, loc="left")
         if number == len(shown) - 1:
             panel.set_xlabel("token of the conversation (headers and end-of-turn tokens left out)")
-    fig.suptitle(what, fontsize=9, x=0.01, ha="left")
+    lines, labels = fig.axes[0].get_legend_handles_labels()
+    fig.legend(lines, labels, loc="outside lower center", ncols=len(lines), fontsize=8, frameon=False)
+    fig.suptitle(what, fontsize=9)
     save(fig, out)
 
 
@@ -51,25 +54,25 @@ def _panel(panel: Any, conversation: ConversationDrift) -> None:
     # the lines that matter stay in sight, and one wild token does not flatten the rest
     ordered = sorted(values)
     low = min(ordered[int(0.005 * len(ordered))], -1.0)
-    high = max(ordered[int(0.995 * (len(ordered) - 1))], conversation.alarm, 1.0)
+    high = max(ordered[int(0.995 * (len(ordered) - 1))], min(conversation.alarm, 4.0), 1.0)
     margin = 0.14 * (high - low)
     panel.set_ylim(low - 0.5 * margin, high + 1.6 * margin)
-    start = 0
+    start, total = 0, sum(len(turn.pieces) for turn in conversation.turns)
     for turn in conversation.turns:
         if turn.drift.mean is not None:
-            _turn(panel, turn, start, beyond=turn in conversation.beyond, top=high + 1.45 * margin)
+            _turn(panel, turn, start, total, beyond=turn in conversation.beyond, top=high + 1.45 * margin)
         start += len(turn.pieces)
     panel.axhline(0.0, color="black", lw=1, ls="--", label="ceiling (threshold)")
     panel.axhline(conversation.alarm, color=COLOURS["fail"], lw=1.2, ls=":", label="alarm level of an answer's mean")
     panel.plot([], [], color=COLOURS["tuned"], lw=3, label="mean of an answer")
+    panel.plot([], [], color=COLOURS["fail"], lw=3, label="beyond the alarm level")
     panel.plot([], [], color=COLOURS["base"], lw=3, label="mean of another turn")
     panel.set_xlim(0, start)
     panel.set_ylabel("drift (sd above the ceiling)")
     panel.grid(axis="x", visible=False)
-    panel.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
-def _turn(panel: Any, turn: TurnDrift, start: int, *, beyond: bool, top: float) -> None:
+def _turn(panel: Any, turn: TurnDrift, start: int, total: int, *, beyond: bool, top: float) -> None:
     """Tokens as a thin line, filled where they are beyond the ceiling; the mean as a bar, its number at the top."""
     answer = turn.role == "assistant"
     colour = _ROLE_COLOURS[turn.role]
@@ -83,9 +86,10 @@ def _turn(panel: Any, turn: TurnDrift, start: int, *, beyond: bool, top: float) 
     panel.fill_between(
         middles, 0.0, drifts, where=[d > 0 for d in drifts], interpolate=True, color=_BEYOND, alpha=0.45, lw=0
     )
-    panel.plot([start, end], [turn.drift.mean] * 2, color=COLOURS["fail"] if beyond else colour, lw=3, alpha=0.95)
+    mean_colour = COLOURS["fail"] if beyond else colour
+    panel.hlines(turn.drift.mean, start, end, color=mean_colour, lw=3)
     words = f"{turn.number} {turn.role}\n{turn.drift.mean:+.2f}"
     panel.text(
-        (start + end) / 2, top, words if end - start > 9 else str(turn.number), fontsize=7, ha="center", va="top",
-        color=COLOURS["fail"] if beyond else "black", clip_on=True,
+        (start + end) / 2, top, words if end - start > _ROOM * total else str(turn.number),
+        fontsize=7, ha="center", va="top", color=mean_colour if beyond else "black", clip_on=True,
     )  # fmt: skip

@@ -61,7 +61,9 @@ class Alarm:
         if not reference.ordinary:
             return cls(0.0, "the ceiling itself")
         n = len(reference.ordinary)
-        return cls(quantile(reference.ordinary, 1.0 - tail), f"the mean that {tail:.1%} of {n} ordinary answers exceed")
+        return cls(
+            quantile(reference.ordinary, 1.0 - tail), f"the mean that {100 * tail:g}% of {n} ordinary answers exceed"
+        )
 
 
 def reference_for(
