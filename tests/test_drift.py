@@ -169,10 +169,11 @@ def test_a_batch_measures_like_each_conversation_alone(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, caps: dict[Site, Cap], site: Site, alpha: float
 ) -> None:
     talks = [TALK, TALK[1:3], *tiny.chats(3)]
-    together = turns_of(model, tokenizer, caps[site], talks, alpha=alpha, batch_tokens=2000)
-    alone = [turns_of(model, tokenizer, caps[site], [talk], alpha=alpha, batch_tokens=1)[0] for talk in talks]
-    for many, one in zip(together, alone, strict=True):
-        for a, b in zip(many, one, strict=True):
+    alone = [turns_of(model, tokenizer, caps[site], [talk], alpha=alpha)[0] for talk in talks]
+    for batch_tokens in (2000, 150, 1):  # one batch, some, one for each
+        together = turns_of(model, tokenizer, caps[site], talks, alpha=alpha, batch_tokens=batch_tokens)
+        pairs = [(a, b) for many, one in zip(together, alone, strict=True) for a, b in zip(many, one, strict=True)]
+        for a, b in pairs:
             assert a.pieces == b.pieces
             np.testing.assert_allclose(numbers(a.drift), numbers(b.drift), rtol=1e-4, atol=1e-4)
 
@@ -220,6 +221,10 @@ def test_a_conversation_that_is_too_long_names_the_turn(tokenizer: PreTrainedTok
     before = len(prompt_ids(tokenizer, TALK[:4]))
     with pytest.raises(InputError, match=rf"talk has {len(ids)} tokens, .*context of {before}: turn 5 \(assistant\)"):
         render_all(tokenizer, {"talk": TALK}, before)
+    last = before - len(tokenizer("<|im_end|>\n<|im_start|>assistant\n")["input_ids"]) - 1
+    for context, number in ((last, 4), (last + 1, 5)):
+        with pytest.raises(InputError, match=rf"turn {number} \("):
+            render_all(tokenizer, {"talk": TALK}, context)
     with pytest.raises(InputError, match=r"turn 1 \(system\) does not fit"):
         render_all(tokenizer, {"talk": TALK}, 5)
 

@@ -101,7 +101,7 @@ def _pieces(text: str, offsets: list[tuple[int, int]], start: int, end: int) -> 
 
 def _content_spans(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, text: str) -> list[tuple[int, int]]:
     """Where each content stands in the rendered text. Templates may trim a content, and nothing else."""
-    marks = _marks(conversation)
+    marks = [f"karmaturn{number:06d}" for number in range(len(conversation))]
     frame = _render(tokenizer, [Message(m.role, mark) for m, mark in zip(conversation, marks, strict=True)])
     spans = []
     position = 0
@@ -128,15 +128,6 @@ def _content_spans(tokenizer: PreTrainedTokenizerBase, conversation: Conversatio
     if text[position:] != rest:
         raise _rewritten(len(conversation), conversation[-1])
     return spans
-
-
-def _marks(conversation: Conversation) -> list[str]:
-    """A different word for every turn, none of which is in any content."""
-    contents = "\n".join(message.content for message in conversation)
-    word = "karmaturn"
-    while word in contents:
-        word += "x"
-    return [f"{word}{number:06d}" for number in range(len(conversation))]
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
