@@ -116,21 +116,12 @@ def open_session(
     if found is None:
         engine = HfEngine(model, tokenizer)
         return Session(engine, sampling, system if system is not None else run_persona(ref.path), 0.0, has_cap=False)
-    from karma_electric.models.blocks import decoder_blocks, hidden_size
-    from karma_electric.models.chat_template import template_sha256
     from karma_electric.steer.cap import capped
-    from karma_electric.steer.compat import check_model
+    from karma_electric.steer.compat import check_cap
     from karma_electric.steer.spec import describe, load_cap
 
     loaded, axis = load_cap(found)
-    warnings = check_model(
-        axis,
-        fingerprint=ref.fingerprint,
-        template_sha256=template_sha256(tokenizer),
-        n_layers=len(decoder_blocks(model)),
-        hidden=hidden_size(model),
-    )
-    for warning in warnings:
+    for warning in check_cap(model, tokenizer, loaded, axis, ref.fingerprint):
         print(f"warning: {warning}", file=sys.stderr)
 
     def intervene(model: Any, strength: float | None) -> AbstractContextManager[Any]:
