@@ -8,6 +8,7 @@ import io
 import json
 import logging as logging_
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from karma_electric.core.extras import is_present
 
 if TYPE_CHECKING:
     import torch
+    from gguf import GGUFReader
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -164,11 +166,23 @@ def restore_digit_splitting(tokenizer: Any) -> None:
     )
 
 
-def _pre_tokenizer(gguf: Path) -> str:
-    """The name a GGUF file gives to how text is cut before it is tokenised."""
+def read_gguf(path: Path) -> GGUFReader:
+    """The header of a GGUF file.
+
+    Raises:
+        ArtifactError: it is torn, or no GGUF file.
+    """
     from gguf import GGUFReader
 
-    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    try:
+        return GGUFReader(path)
+    except (struct.error, ValueError, IndexError, KeyError, OverflowError) as error:
+        raise ArtifactError(f"{path} is not a whole GGUF file ({_first_line(error)}).", "Export it again.") from None
+
+
+def _pre_tokenizer(gguf: Path) -> str:
+    """The name a GGUF file gives to how text is cut before it is tokenised."""
+    field = read_gguf(gguf).get_field("tokenizer.ggml.pre")
     return "" if field is None else str(field.contents())
 
 

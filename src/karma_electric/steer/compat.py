@@ -159,9 +159,9 @@ def _shift(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: Cap
         return []
     now = reference_of(model, tokenizer, axis, spec.site, spec.layers)
     shifts = [(now["mean"][layer] - then["mean"][layer]) / max(then["sd"][layer], 1e-12) for layer in then["mean"]]
-    blocks = f"{spec.layers[0]}-{spec.layers[-1]}" if len(spec.layers) > 1 else f"{spec.layers[0]}"
+    blocks = f"blocks {spec.layers[0]}-{spec.layers[-1]}" if len(spec.layers) > 1 else f"block {spec.layers[0]}"
     retold = "" if now["tokens_sha256"] == then["tokens_sha256"] else " (their tokens differ too)"
-    measured = f"on {now['conversations']} fixed conversations{retold}, {_range(shifts)} at blocks {blocks}"
+    measured = f"on {now['conversations']} fixed conversations{retold}, {_range(shifts)} at {blocks}"
     if max(abs(shift) for shift in shifts) < _NEGLIGIBLE_SD:
         return [f"Projections have hardly shifted ({measured}): the thresholds still fit."]
     return [f"Projections have shifted ({measured}): calibrate again: karma axis calibrate MODEL AXIS OUT"]

@@ -274,7 +274,7 @@ def _model(name: str, axis: Axis, load_in: str | None) -> tuple[Path, str]:
     from karma_electric.core.artifact import hash_file, read_json
     from karma_electric.core.errors import InputError
     from karma_electric.core.extras import require
-    from karma_electric.models.loading import is_gguf
+    from karma_electric.models.loading import is_gguf, read_gguf
     from karma_electric.models.refs import resolve
     from karma_electric.steer.axis import require_fits
 
@@ -282,6 +282,7 @@ def _model(name: str, axis: Axis, load_in: str | None) -> tuple[Path, str]:
         require("gguf")
         if load_in is not None:
             raise InputError(f"{name} is quantised already, and --load-in {load_in} was given.", "Keep one of the two.")
+        read_gguf(Path(name))  # a torn file is refused before anything runs
         return Path(name), hash_file(Path(name))[:16]
     ref = resolve(name)
     config = read_json(ref.path / "config.json")
