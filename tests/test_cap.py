@@ -20,7 +20,6 @@ from karma_electric.models.blocks import SITES, Site
 from karma_electric.models.chat_template import prompt_ids
 from karma_electric.models.loading import load_model
 from karma_electric.steer.cap import CapMeter, capped, corrected, excess
-from karma_electric.steer.compat import check_model
 from karma_electric.steer.spec import Cap, CapSpec, describe
 
 if TYPE_CHECKING:
@@ -406,16 +405,6 @@ def test_a_norm_that_is_called_past_its_hooks_is_an_error(fresh_model: PreTraine
     fresh_model.model.layers[3].post_attention_layernorm.__class__ = DeafNorm
     with pytest.raises(KarmaError, match="called past its hooks; nothing was capped"), capped(fresh_model, caps["mlp"]):
         pass
-
-
-def test_an_axis_of_another_model_or_template_is_warned_about() -> None:
-    axis = tiny.random_axis()
-    facts = {"fingerprint": "tiny", "template_sha256": "0" * 64, "n_layers": 6, "hidden": 64}
-    assert check_model(axis, **facts) == []
-    assert "another model" in check_model(axis, **{**facts, "fingerprint": "other"})[0]
-    assert "another chat template" in check_model(axis, **{**facts, "template_sha256": "1" * 64})[0]
-    with pytest.raises(ArtifactError, match="6 blocks of hidden size 64, the model has 7 blocks"):
-        check_model(axis, **{**facts, "n_layers": 7})
 
 
 # What is measured

@@ -16,7 +16,7 @@ from karma_electric.models.chat_template import template_sha256
 from karma_electric.models.refs import resolve
 from karma_electric.steer.axis import load_axis, save_axis
 from karma_electric.steer.cap import capped
-from karma_electric.steer.compat import check_model
+from karma_electric.steer.compat import differences
 from karma_electric.steer.spec import CapSpec, load_cap, load_spec, save_spec
 from test_cli import Ended, karma_here
 
@@ -56,8 +56,7 @@ def test_the_originals_files_become_a_cap_for_the_named_model(
     assert (cap.spec.site, cap.spec.thresholds, cap.spec.alpha) == ("block", CAPS, 0.5)
     assert cap.spec.method["from"] == "original"
     fingerprint, template = resolve(str(tiny_path)).fingerprint, template_sha256(tokenizer)
-    shape = {"n_layers": tiny.LAYERS, "hidden": tiny.HIDDEN}
-    assert check_model(axis, fingerprint=fingerprint, template_sha256=template, **shape) == []
+    assert differences(cap.spec, axis, fingerprint=fingerprint, template=template, dtype="float32") == []
     assert (read_manifest(out).kind, damage(out)) == ("axis", [])
 
 
@@ -65,8 +64,12 @@ def test_without_a_model_the_axis_warns_wherever_it_is_used(convert: Run, source
     ended = convert(source, source.parent / "ours", "--from", "original", "--to", "karma")
     assert "unknown" in ended.out
     axis = load_axis(source.parent / "ours" / "axis.safetensors")
-    shape = {"n_layers": tiny.LAYERS, "hidden": tiny.HIDDEN}
-    assert len(check_model(axis, fingerprint="x", template_sha256="y", **shape)) == 2
+    spec = CapSpec("", "block", (2,), {2: 0.0}, 0.5)
+    warnings = differences(spec, axis, fingerprint="x", template="y", dtype="float32")
+    assert [text.split(":")[0] for text in warnings] == [
+        "The cap does not say which model it was made for",
+        "The cap does not say which chat template it was made under",
+    ]
 
 
 def test_an_imported_cap_acts_as_the_originals_hook_does(

@@ -81,6 +81,7 @@ def rendered() -> str:
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     training, merge = read("adapter", "training.json"), read("merged", "merge.json")
     fidelity, cap, parity = read("capped", "fidelity.json"), read("axis", "cap.json"), read("gguf", "parity.json")
+    asked = cap["method"].get("target_cap_rate", 1 - cap["method"]["quantile"])
     judge = read("redteam", "judge", "agreement.json")["B"]
     manifest = read("card", "manifest.json")
     hardware = manifest["hardware"]
@@ -96,7 +97,7 @@ def rendered() -> str:
         f"{training['validation_loss']:.3f} nats per token | `results/demo/adapter/training.json` |",
         f"| Merged model against adapter on base, KL | {merge['mean_kl_nats']:.1e} nats per token "
         f"| `results/demo/merged/merge.json` |",
-        f"| Response tokens capped on held-out prompts (asked for {1 - cap['method']['quantile']:.0%}) "
+        f"| Response tokens capped on held-out prompts (asked for {asked:.0%}) "
         f"| {cap['cap_rate']['mean']:.1%} | `results/demo/axis/cap.json` |",
         f"| Cap neuron: KL(hooked, baked) / KL(hooked, uncapped), held-out | {fidelity['all']['kl_ratio']:.4f} "
         f"({fidelity['all']['tokens']:,} tokens) | `results/demo/capped/fidelity.json` |",

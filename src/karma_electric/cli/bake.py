@@ -107,6 +107,7 @@ def plan(
     from karma_electric.core.resources import find
     from karma_electric.models.refs import resolve
     from karma_electric.pipeline import Stage, run_stages
+    from karma_electric.steer.compat import check_cap_at
     from karma_electric.steer.contrast import load_prompts
     from karma_electric.steer.responses import FILE, by_split
     from karma_electric.steer.spec import load_cap
@@ -125,6 +126,8 @@ def plan(
     loaded, axis = load_cap(found)
     config = read_json(ref.path / "config.json")
     _require_shape(axis.n_layers, axis.hidden, config)
+    for warning in check_cap_at(ref.path, loaded, axis, ref.fingerprint):
+        progress.say(f"warning: {warning}")
     splits = by_split(found.parent / FILE)
     texts = find("suites", _TEXTS)
     stages = []

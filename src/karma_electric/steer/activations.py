@@ -19,12 +19,18 @@ Keep = Callable[["torch.Tensor"], "torch.Tensor"]
 
 @contextlib.contextmanager
 def recording(
-    model: PreTrainedModel, keys: Sequence[Key], keep: Keep, *, blocks_path: str | None = None
+    model: PreTrainedModel,
+    keys: Sequence[Key],
+    keep: Keep,
+    *,
+    blocks_path: str | None = None,
+    before_cap: bool = False,
 ) -> Iterator[dict[Key, torch.Tensor]]:
     """Fill a dict with `keep(activations)` for each (site, block) during the next forward pass.
 
     The hooks of a cap that is attached as well run first, so what is recorded at `block` is what the next block
-    reads; what is recorded at `mlp` is what that block's MLP reads, before its own correction.
+    reads; what is recorded at `mlp` is what that block's MLP reads, before its own correction. With `before_cap`,
+    what is recorded at `block` too is what the cap of that block reads: corrected by earlier blocks only.
     """
     blocks = decoder_blocks(model, blocks_path)
     recorded: dict[Key, torch.Tensor] = {}
@@ -35,7 +41,8 @@ def recording(
             if site == "mlp":
                 handles.append(block.mlp_norm.register_forward_pre_hook(_reader(recorded, (site, layer), keep)))
             else:
-                handles.append(block.module.register_forward_hook(_output_reader(recorded, (site, layer), keep)))
+                reader = _output_reader(recorded, (site, layer), keep)
+                handles.append(block.module.register_forward_hook(reader, prepend=before_cap))
         yield recorded
     finally:
         for handle in handles:

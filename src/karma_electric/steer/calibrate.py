@@ -1,144 +1,257 @@
-"""Sets the thresholds of a cap, and measures on held-out responses how often and how hard it acts."""
+"""Sets the thresholds of a cap, and measures on held-out responses how often and how hard it acts while it acts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from karma_electric.core.errors import DataError
-from karma_electric.core.messages import Conversation
+from karma_electric.core.errors import ArtifactError
 from karma_electric.core.progress import Progress
 from karma_electric.core.recipe import AxisSection
-from karma_electric.models.blocks import Site
-from karma_electric.models.chat_template import prompt_ids
-from karma_electric.steer.activations import batches_by_length, picked, recording, right_padded, run_decoder
+from karma_electric.models.chat_template import template_sha256
 from karma_electric.steer.axis import Axis
-from karma_electric.steer.responses import Response
-from karma_electric.steer.spec import AXIS_FILE, CapSpec
+from karma_electric.steer.compat import reference_of
+from karma_electric.steer.mixture import weighted_moments, weighted_quantile
+from karma_electric.steer.projections import Action, Projections, TokenText, action, project, token_text
+from karma_electric.steer.responses import (
+    FILE,
+    SPLITS,
+    Response,
+    generate_responses,
+    read_responses,
+    require_kinds,
+)
+from karma_electric.steer.solve import solve_quantile
+from karma_electric.steer.spec import AXIS_FILE, CAP_FILE, Cap, CapSpec, save_spec
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PERSONA_QUANTILE = 0.25
+_TEMPERATURE = 0.7  # of the responses, as the Modelfile deploys the model
+_BATCH = 48  # responses generated together
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A cap, and what plots are made of.
+
+    Attributes:
+        spec: the cap.
+        uncapped: split -> projections without the cap.
+        acting: split -> what the cap did while it acted.
+    """
+
+    spec: CapSpec
+    uncapped: dict[str, Projections]
+    acting: dict[str, Action]
+
+    def write(self, out: Path) -> None:
+        """Write cap.json, projections.png and cap_rates.png."""
+        from karma_electric.steer.cap_figures import plot_cap_rates, plot_projections
+
+        save_spec(self.spec, out / CAP_FILE)
+        plot_projections(self.uncapped, self.spec, out / "projections.png")
+        plot_cap_rates(self.acting["heldout"], self.spec, out / "cap_rates.png")
+
+
+def calibrate_into(
+    out: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    axis: Axis,
+    planned: Sequence[Response] | None,
+    section: AxisSection,
+    layers: Sequence[int],
+    *,
+    fingerprint: str,
+    quantisation: str = "none",
+    progress: Progress,
+) -> CapSpec:
+    """Generate the responses that `out` lacks, calibrate on them, and write cap.json and plots beside them.
+
+    Args:
+        out: folder; its responses.jsonl is continued.
+        planned: what to ask (`plan_responses`); None takes the responses that are there.
+
+    The other arguments, and errors, are those of `calibrate`.
+    """
+    from karma_electric.models.engines.hf import HfEngine
+    from karma_electric.models.engines.protocol import Sampling
+
+    if planned is None:
+        responses = read_responses(out / FILE)
+    else:
+        responses = generate_responses(
+            HfEngine(model, tokenizer),
+            planned,
+            out / FILE,
+            sampling=Sampling(temperature=_TEMPERATURE, max_new_tokens=section.response_tokens, seed=section.seed),
+            batch_size=_BATCH,
+            progress=progress,
+        )
+    made = calibrate(
+        model,
+        tokenizer,
+        axis,
+        responses,
+        section,
+        layers,
+        fingerprint=fingerprint,
+        quantisation=quantisation,
+        progress=progress,
+    )
+    made.write(out)
+    return made.spec
 
 
 def calibrate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     axis: Axis,
-    toward: torch.Tensor,
     responses: Sequence[Response],
     section: AxisSection,
     layers: Sequence[int],
     *,
+    fingerprint: str,
+    quantisation: str = "none",
     progress: Progress,
-) -> tuple[CapSpec, dict[str, Any]]:
-    """Make a CapSpec.
+) -> Calibration:
+    """Make a cap.
+
+    Thresholds: `persona-p25` takes the 25th percentile of the persona-prompted contrast projections that the axis
+    holds; `runtime-q` a quantile, weighted by kind, of the projections of calibration responses without a cap; with
+    a target cap rate that quantile is solved for. Rate and dose are measured on both splits while the cap acts.
 
     Args:
-        model: the uncapped model the responses come from.
+        model: the model that will be capped, uncapped.
         tokenizer: its tokenizer.
         axis: directions.
-        toward: persona-prompted activations at the extraction position and the cap's site,
-            [n_prompts, n_layers, hidden].
-        responses: calibration and held-out answers of this model.
-        section: method and strength.
+        responses: calibration and held-out answers, best this model's own.
+        section: method, weights of the kinds, site and strength.
         layers: blocks to cap.
+        fingerprint: of the model.
+        quantisation: of the model, such as `nf4`.
         progress: told about the passes.
 
-    Returns:
-        The spec, and projections of calibration and held-out tokens for plots: {split: {block: list}}.
-
     Raises:
-        DataError: a split has no responses.
+        DataError: a split has no responses, or none of a kind that has a weight.
+        ArtifactError: persona-p25 on an axis without contrast projections.
+        InputError: the target cap rate cannot be reached.
     """
-    import torch
+    shares = section.mixture.shares
+    answered = [response for response in responses if response.text.strip()]
+    require_kinds(answered, shares)
+    persona = persona_thresholds(axis, section, layers) if section.threshold == "persona-p25" else None
+    texts = {split: token_text(tokenizer, [r for r in answered if r.split == split]) for split in SPLITS}
 
-    site = section.site
-    splits = {name: [r for r in responses if r.split == name] for name in ("calibration", "heldout")}
-    for name, members in splits.items():
-        if not members:
-            raise DataError(
-                f"There are no {name} responses: the model answered nothing.",
-                "Check the model with karma chat.",
-            )
-    measured = {}
-    for number, (name, members) in enumerate(splits.items()):
-        progress.update(number, 2, "projections of responses")
-        measured[name] = response_projections(
-            model, tokenizer, axis, site, layers, [r.conversation for r in members], section.batch_tokens
+    def projections(text: TokenText, cap: Cap | None, note: str) -> Projections:
+        return project(
+            model,
+            text,
+            axis,
+            section.site,
+            layers,
+            cap=cap,
+            pad_id=int(tokenizer.pad_token_id or 0),
+            batch_tokens=section.batch_tokens,
+            progress=progress,
+            note=note,
         )
-    progress.update(2, 2, "projections of responses")
-    if section.threshold == "runtime-q":
-        method: dict[str, Any] = {"name": "runtime-q", "quantile": section.quantile}
-        thresholds = {layer: float(p[0].quantile(section.quantile)) for layer, p in measured["calibration"].items()}
+
+    def acting(thresholds: Mapping[int, float], split: str, note: str) -> Action:
+        cap = Cap.of(CapSpec(AXIS_FILE, section.site, tuple(layers), dict(thresholds), section.alpha), axis)
+        return action(projections(texts[split], cap, note), thresholds, section.alpha, shares)
+
+    uncapped = {split: projections(texts[split], None, f"{split} responses, uncapped") for split in SPLITS}
+    weights = uncapped["calibration"].weights(shares)
+
+    def at(q: float) -> dict[int, float]:
+        values = uncapped["calibration"].values
+        return {layer: weighted_quantile(values[layer], weights, q) for layer in layers}
+
+    found: dict[str, Action] = {}
+    if persona is not None:
+        thresholds, method = persona, {"name": "persona-p25", "quantile": _PERSONA_QUANTILE}
+    elif section.target_cap_rate is None:
+        assert section.quantile is not None  # the recipe has one or the other
+        thresholds, method = at(section.quantile), {"name": "runtime-q", "quantile": section.quantile}
     else:
-        method = {"name": "persona-p25", "quantile": 0.25}
-        projected = (toward[:, list(layers)] * axis.directions[site][list(layers)]).sum(-1)  # [n_prompts, layers]
-        thresholds = {layer: float(projected[:, i].quantile(0.25)) for i, layer in enumerate(layers)}
-    rates, doses = {}, {}
-    for layer, (projections, norms) in measured["heldout"].items():
-        over = (projections - thresholds[layer]).clamp_min(0.0)
-        rates[str(layer)] = float((over > 0).float().mean())
-        doses[str(layer)] = float((section.alpha * over / norms).mean())
+        tried: dict[float, Action] = {}
+
+        def rate(q: float) -> float:
+            tried[q] = acting(at(q), "calibration", f"cap rate at q = {q:.4f}")
+            return tried[q].cap_rate["mean"]
+
+        solved = solve_quantile(rate, section.target_cap_rate)
+        thresholds, found["calibration"] = at(solved.quantile), tried[solved.quantile]
+        method = {
+            "name": "runtime-q",
+            "quantile": solved.quantile,
+            "target_cap_rate": section.target_cap_rate,
+            "reached_on_calibration": solved.reached,
+            "passes": solved.passes,
+        }
+    for split in SPLITS:
+        if split not in found:
+            found[split] = acting(thresholds, split, f"{split} responses, while the cap acts")
+    heldout = found["heldout"]
+    if section.target_cap_rate is not None and persona is None:
+        method["reached_on_heldout"] = heldout.cap_rate["mean"]
     spec = CapSpec(
         axis=AXIS_FILE,
-        site=site,
+        site=section.site,
         layers=tuple(layers),
         thresholds=thresholds,
         alpha=section.alpha,
         calibrated_on={
-            "model": axis.model,
-            "template_sha256": axis.template_sha256,
+            "model": fingerprint,
+            "axis_model": axis.model,
+            "template_sha256": template_sha256(tokenizer),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "calibration_responses": len(splits["calibration"]),
-            "heldout_responses": len(splits["heldout"]),
-            "calibration_tokens": int(next(iter(measured["calibration"].values()))[0].numel()),
-            "heldout_tokens": int(next(iter(measured["heldout"].values()))[0].numel()),
+            "quantisation": quantisation,
+            "calibration_responses": found["calibration"].responses,
+            "heldout_responses": heldout.responses,
+            "calibration_tokens": found["calibration"].tokens,
+            "heldout_tokens": heldout.tokens,
+            "mixture": shares,
         },
         method=method,
-        cap_rate={**rates, "mean": sum(rates.values()) / len(rates)},
-        dose={**doses, "mean": sum(doses.values()) / len(doses)},
+        cap_rate=heldout.cap_rate,
+        dose=heldout.dose,
+        measured={
+            **{split: found[split].as_dict(shares) for split in SPLITS},
+            "threshold_sd": threshold_distances(uncapped["calibration"], thresholds, shares),
+        },
+        reference=reference_of(model, tokenizer, axis, section.site, layers),
     )
-    plots = {
-        name: {layer: torch.sort(values[0]).values.tolist() for layer, values in by_layer.items()}
-        for name, by_layer in measured.items()
-    }
-    return spec, plots
+    return Calibration(spec, uncapped, {split: found[split] for split in SPLITS})
 
 
-def response_projections(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    axis: Axis,
-    site: Site,
-    layers: Sequence[int],
-    conversations: Sequence[Conversation],
-    batch_tokens: int,
-) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-    """Projection on the axis and norm of the residual stream at every response token.
+def persona_thresholds(axis: Axis, section: AxisSection, layers: Sequence[int]) -> dict[int, float]:
+    """25th percentile of the persona-prompted projections of the contrast prompts, per block (the original's).
 
-    Prompt tokens (the first position, an attention sink, among them) and padding are left out; so are the end of
-    the turn and what the template writes after it, which a cap never acts on: they are not fed back.
-
-    Returns:
-        block -> (projections, norms), float32 [response tokens].
+    Raises:
+        ArtifactError: the axis holds no contrast projections.
     """
-    import torch
-
-    prompts = [prompt_ids(tokenizer, c[:-1]) for c in conversations]
-    starts = [len(prompt) for prompt in prompts]
-    answers = [tokenizer(c[-1].content, add_special_tokens=False)["input_ids"] for c in conversations]
-    whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    for batch in batches_by_length([len(ids) for ids in whole], batch_tokens):
-        ids, mask = right_padded([whole[i] for i in batch], int(tokenizer.pad_token_id or 0), model.device)
-        positions = torch.arange(ids.shape[1], device=model.device)
-        response = mask.bool() & (
-            positions >= torch.tensor([starts[i] for i in batch], device=model.device).unsqueeze(1)
+    projections = axis.projections.get(section.site)
+    if projections is None:
+        raise ArtifactError(
+            f"The axis holds no contrast projections for the site {section.site!r} (it was imported, or made by an "
+            "earlier version), and persona-p25 is taken from them.",
+            "Extract the axis again (karma axis extract), or take another method: runtime-q.",
         )
-        with recording(model, [(site, layer) for layer in layers], picked(response)) as seen:
-            run_decoder(model, ids, mask)
-        for (_, layer), values in seen.items():
-            v = axis.directions[site][layer]
-            found[layer].append(torch.stack([values @ v, values.norm(dim=-1)]))
-    return {layer: tuple(torch.cat(parts, dim=1)) for layer, parts in found.items()}  # type: ignore[misc]
+    return {layer: float(projections[0, :, layer].double().quantile(_PERSONA_QUANTILE)) for layer in layers}
+
+
+def threshold_distances(
+    seen: Projections, thresholds: Mapping[int, float], shares: Mapping[str, float]
+) -> dict[str, float]:
+    """(t - mean) / standard deviation of the projections of the uncapped model at runtime, per block."""
+    distances = {}
+    for layer, threshold in thresholds.items():
+        mean, deviation = weighted_moments(seen.values[layer], seen.weights(shares))
+        distances[str(layer)] = (threshold - mean) / max(deviation, 1e-12)
+    return distances

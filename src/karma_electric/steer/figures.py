@@ -1,4 +1,4 @@
-"""Plots of an axis and of a cap: where in depth the direction lives, and how much of the text the cap touches."""
+"""Plots of an axis: where in depth the direction lives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from karma_electric.core.plots import COLOURS, figure, save
 from karma_electric.models.blocks import Site
 from karma_electric.steer.axis import Axis
-from karma_electric.steer.spec import CapSpec
 
 
 def plot_norms(axis: Axis, layers: Sequence[int], out: Path) -> None:
@@ -28,31 +27,4 @@ def plot_norms(axis: Axis, layers: Sequence[int], out: Path) -> None:
         panel.set_ylabel(label)
         panel.set_ylim(bottom=0)
     left.legend()
-    save(fig, out)
-
-
-def plot_projections(projections: dict[str, dict[int, list[float]]], spec: CapSpec, out: Path) -> None:
-    """Distribution of the projection of response tokens per capped block, with the threshold."""
-    columns = min(3, len(spec.layers))
-    rows = -(-len(spec.layers) // columns)
-    fig, axes = figure(rows, columns, width=3.6, height=2.6)
-    panels = list(axes.flat) if rows * columns > 1 else [axes]
-    for panel, layer in zip(panels, spec.layers, strict=False):
-        for split, colour in (("calibration", COLOURS["tuned"]), ("heldout", COLOURS["capped"])):
-            panel.hist(
-                projections[split][layer],
-                bins=60,
-                density=True,
-                histtype="step",
-                color=colour,
-                label=f"{split} tokens",
-            )
-        panel.axvline(spec.thresholds[layer], color="black", lw=1, ls="--", label="threshold t")
-        rate = spec.cap_rate[str(layer)]
-        panel.set_title(f"block {layer}: {rate:.0%} of held-out tokens capped", fontsize=9)
-        panel.set_yticks([])
-    for panel in panels[len(spec.layers) :]:
-        panel.set_visible(False)
-    panels[0].legend(fontsize=7)
-    fig.supxlabel("projection <h, v> of response tokens; higher is further from the persona", fontsize=9)
     save(fig, out)

@@ -33,8 +33,12 @@ class CapSpec:
         alpha: strength the measurements were made with, and the default when it is used.
         calibrated_on: model fingerprint, template, dtype and the amount of text.
         method: how the thresholds were set.
-        cap_rate: measured on held-out responses: per block and `mean`, the share of tokens above the threshold.
+        cap_rate: measured on held-out responses while the cap acts: per block and `mean`, the share of tokens above the
+            threshold, each kind of response with its weight.
         dose: the same for mean |dh| / |h|.
+        measured: the same and more per split and kind of response, with token counts and an interval; and
+            `threshold_sd`, how far each threshold lies from the runtime mean, in standard deviations.
+        reference: projections of a few fixed conversations, by which compat.py notices that a model has changed.
     """
 
     axis: str
@@ -46,6 +50,8 @@ class CapSpec:
     method: dict[str, Any] = field(default_factory=dict)
     cap_rate: dict[str, float] = field(default_factory=dict)
     dose: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def load_spec(path: Path) -> CapSpec:
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
-            f"{path} is not a cap ({error}).", "Calibrate again: karma run RECIPE --from axis"
+            f"{path} is not a cap ({error}).", "Calibrate again: karma axis calibrate MODEL AXIS OUT"
         ) from None
     if spec.site not in SITES or set(spec.layers) != set(spec.thresholds) or not spec.layers:
         raise ArtifactError(f"{path}: layers, thresholds and site do not go together.", "Calibrate again.")

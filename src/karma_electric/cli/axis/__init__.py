@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from karma_electric.cli.axis.convert import convert
+from karma_electric.cli.axis import calibrate, convert
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Extract a direction, look at it, set a cap's thresholds, exchange files with other tools.\n\n"
-    "Example: karma axis show runs/demo/axis",
+    "Example: karma axis calibrate runs/demo/merged runs/demo/axis cap-20 --target-cap-rate 0.2",
 )
-app.command("convert")(convert)
+app.command("calibrate")(calibrate.calibrate)
+app.command("convert")(convert.convert)
