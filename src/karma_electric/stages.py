@@ -253,10 +253,13 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
     from karma_electric.steer.axis import save_axis
     from karma_electric.steer.calibrate import calibrate
     from karma_electric.steer.contrast import ContrastSet, load_prompts, require_disjoint
+    from karma_electric.steer.diagnose import diagnose
+    from karma_electric.steer.diagnostics import DIAGNOSTICS_FILE, write_diagnostics
     from karma_electric.steer.extract import extract, forget_chunks
     from karma_electric.steer.figures import plot_norms, plot_projections
     from karma_electric.steer.responses import FILE, generate_responses
     from karma_electric.steer.spec import AXIS_FILE, CAP_FILE, describe, save_spec
+    from karma_electric.steer.verdict import judge
 
     require("model")
     section = recipe.axis
@@ -275,6 +278,10 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
         progress=progress,
     )
     layers = layer_range(axis.n_layers, layers=section.layers, depth=section.depth)
+    diagnostics = diagnose(lambda: [sides], seed=section.seed, progress=progress)
+    for finding in judge(diagnostics, section.site, layers, what="capped blocks"):
+        if finding.level != "ok":
+            progress.say(f"  axis: {finding.level}: {finding.text}")
     responses = generate_responses(
         HfEngine(model, tokenizer),
         {role: prompts[role] for role in ("calibration", "heldout")},
@@ -288,7 +295,8 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
     spec, projections = calibrate(model, tokenizer, axis, toward, responses, section, layers, progress=progress)
     save_axis(axis, out / AXIS_FILE)
     save_spec(spec, out / CAP_FILE)
-    plot_norms(axis, layers, out / "norms.png")
+    write_diagnostics(diagnostics, out / DIAGNOSTICS_FILE)
+    plot_norms(axis, layers, out / "norms.png", diagnostics)
     plot_projections(projections, spec, out / "projections.png")
     forget_chunks(out)
     progress.say(f"  {describe(spec)}")

@@ -16,7 +16,8 @@ from karma_electric.models.blocks import SITES, Site
 
 DIAGNOSTICS_FILE = "diagnostics.json"
 FORMAT = "karma-electric-axis-diagnostics"
-AGAIN = "Make it again: karma run RECIPE --from axis --to axis --force"
+COMMAND = "karma run RECIPE --from axis --to axis --force"  # what extracts an axis again, and measures it
+AGAIN = f"Make it again: {COMMAND}"
 _VERSION = 1
 
 

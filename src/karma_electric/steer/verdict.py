@@ -91,7 +91,7 @@ def _few(diagnostics: Diagnostics) -> list[Finding]:
     return [
         Finding(
             "warning",
-            f"few prompts: with {diagnostics.n} the intervals below are themselves only rough "
+            f"with {diagnostics.n} prompts the intervals below are themselves only rough "
             f"(from about {FEW_PROMPTS} on they hold)",
         )
     ]
@@ -105,21 +105,19 @@ def _stability(diagnostics: Diagnostics, figures: SiteDiagnostics, layers: Seque
     agree = f"two resamples agree at cosine {_two(cosine)} ({_two(low)} to {_two(high)}) at block {worst}"
     least = f", the least stable of the {where}" if len(layers) > 1 else ""
     if cosine >= STABLE_COSINE:
-        return Finding("ok", f"stable: {n} prompts are enough: {agree}{least}; at least {STABLE_COSINE} is expected")
+        return Finding("ok", f"{n} prompts are enough: {agree}{least}; at least {STABLE_COSINE} is expected")
     norm, noise = figures.norm[worst], figures.noise[worst]
     if norm <= NOISE_RATIO * noise:
         return Finding(
             "unstable",
-            f"unstable: {n} prompts show no direction at block {worst}{least}: the difference is {_ratio(norm, noise)} "
+            f"{n} prompts show no direction at block {worst}{least}: the difference is {_ratio(norm, noise)} "
             f"as long as noise alone would make it (two resamples agree at cosine {_two(cosine)}, noise gives 0.5); "
             "the two prompts may not differ there, or far more prompts are needed",
         )
     needed = prompts_needed(norm, noise, n, cosine=STABLE_COSINE)
-    level: Level = "warning" if cosine >= UNSTABLE_COSINE else "unstable"
-    verdict = "not quite stable" if level == "warning" else "unstable"
     return Finding(
-        level,
-        f"{verdict}: {n} prompts are too few: {agree}{least}; at least {STABLE_COSINE} is expected, "
+        "warning" if cosine >= UNSTABLE_COSINE else "unstable",
+        f"{n} prompts are too few: {agree}{least}; at least {STABLE_COSINE} is expected, "
         f"which takes about {_rounded_up(needed or n)} prompts",
     )
 
@@ -153,7 +151,7 @@ def _overlap(figures: SiteDiagnostics, layers: Sequence[int]) -> list[Finding]:
     return [
         Finding(
             "warning",
-            f"weak: at {_blocks(weak)} the two sides overlap: AUC {_two(figures.auc[at])} at block {at}, so "
+            f"the two sides overlap at {_blocks(weak)}: AUC {_two(figures.auc[at])} at block {at}, so "
             f"{1 - figures.auc[at]:.0%} of pairs are the wrong way round",
         )
     ]
