@@ -340,13 +340,13 @@ def _pair(sides: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _weighted(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Sums over prompts: [size, rows] and [size, n_layers, hidden] -> [rows, n_layers, hidden]."""
-    sums: torch.Tensor = weights.T @ values.flatten(1)
-    return sums.view(-1, *values.shape[1:])
+    return (weights.T @ values.flatten(1)).view(-1, *values.shape[1:])
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
     """Vectors over their lengths; zero vectors stay zero."""
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    lengths: torch.Tensor = vectors.norm(dim=-1, keepdim=True)
+    return vectors / lengths.clamp_min(1e-30)
 
 
 def _range(name: str, values: torch.Tensor) -> dict[str, tuple[float, ...]]:

@@ -63,15 +63,16 @@ def judge(diagnostics: Diagnostics, site: Site, layers: Sequence[int], *, what: 
     if not layers or not all(0 <= layer < figures.n_layers for layer in layers):
         raise InputError(f"Blocks {list(layers)} are not all in 0-{figures.n_layers - 1}.", "Choose others.")
     where = f"{what} {span(layers)}"
-    return [
+    findings = [
         *_few(diagnostics),
         _stability(diagnostics, figures, layers, where),
-        _separation(diagnostics, figures, layers, where),
+        _separation(figures, layers, where),
         *_overlap(figures, layers),
-        _random(diagnostics, figures, layers, where),
-        *_similarity(figures, layers, where),
-        _elsewhere(figures, layers, where),
+        _random(figures, layers, where),
     ]
+    if overall(findings) == "unstable":
+        return findings  # how directions that are not known lie to each other says nothing
+    return [*findings, *_similarity(figures, layers, where), _elsewhere(figures, layers, where)]
 
 
 def span(layers: Sequence[int]) -> str:
@@ -122,7 +123,7 @@ def _stability(diagnostics: Diagnostics, figures: SiteDiagnostics, layers: Seque
     )
 
 
-def _separation(diagnostics: Diagnostics, figures: SiteDiagnostics, layers: Sequence[int], where: str) -> Finding:
+def _separation(figures: SiteDiagnostics, layers: Sequence[int], where: str) -> Finding:
     at = min(layers, key=lambda layer: figures.auc[layer] - figures.shuffled_auc_high[layer])
     area, low, high = figures.auc[at], figures.auc_low[at], figures.auc_high[at]
     chance = f"shuffled labels ({_two(figures.shuffled_auc[at])}, 95% up to {_two(figures.shuffled_auc_high[at])})"
@@ -157,7 +158,7 @@ def _overlap(figures: SiteDiagnostics, layers: Sequence[int]) -> list[Finding]:
     ]
 
 
-def _random(diagnostics: Diagnostics, figures: SiteDiagnostics, layers: Sequence[int], where: str) -> Finding:
+def _random(figures: SiteDiagnostics, layers: Sequence[int], where: str) -> Finding:
     # d', not AUC: where everything separates, both AUCs are near 1 and only the distance still tells them apart
     at = min(layers, key=lambda layer: figures.d_prime[layer] - figures.random_d_prime_high[layer])
     chance = f"{figures.random_d_prime[at]:.1f} on average, 95% up to {figures.random_d_prime_high[at]:.1f}"
@@ -194,7 +195,7 @@ def _similarity(figures: SiteDiagnostics, layers: Sequence[int], where: str) -> 
 
 
 def _elsewhere(figures: SiteDiagnostics, layers: Sequence[int], where: str) -> Finding:
-    best = max(range(figures.n_layers), key=lambda layer: figures.d_prime[layer])
+    best = max(range(figures.n_layers), key=lambda layer: (figures.d_prime[layer], layer in layers))
     here = max(layers, key=lambda layer: figures.d_prime[layer])
     if best in layers:
         return Finding("ok", f"of all blocks the two sides are furthest apart at block {best} (d' {_d(figures, best)})")
@@ -228,5 +229,5 @@ def _two(value: float) -> str:
 
 def _rounded_up(n: int) -> int:
     """Two significant digits, upwards: the estimate is no better than that."""
-    step = 10 ** max(len(str(n)) - 2, 0)
+    step = int(10 ** max(len(str(n)) - 2, 0))
     return -(-n // step) * step
