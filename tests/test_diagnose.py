@@ -154,6 +154,17 @@ def test_noise_is_not_taken_for_a_direction() -> None:
     assert figures.norm[0] == pytest.approx(figures.noise[0], rel=0.1)
 
 
+def test_what_all_activations_have_in_common_does_not_matter() -> None:
+    """Real ones share a component far longer than what differs; the folds' directions see different bits of it."""
+    toward, away = planted(3.0, n=50, hidden=64)["mlp"]
+    common = 300 * torch.nn.functional.normalize(torch.randn(64, generator=torch.Generator().manual_seed(1)), dim=0)
+    plain = diagnose(lambda: [{"mlp": (toward, away)}]).sites["mlp"]
+    moved = diagnose(lambda: [{"mlp": (toward + common, away + common)}]).sites["mlp"]
+    assert moved.auc == pytest.approx(plain.auc, abs=2e-3)
+    assert moved.d_prime == pytest.approx(plain.d_prime, rel=1e-3)
+    assert moved.shuffled_auc == pytest.approx(plain.shuffled_auc, abs=2e-3)
+
+
 def test_similarity_is_the_cosine_of_the_directions(found: Diagnostics) -> None:
     figures = found.sites["mlp"]
     unit, _ = direction(*planted(*LENGTHS, n=N, hidden=HIDDEN)["mlp"])
@@ -219,6 +230,18 @@ def test_chunks_are_let_go_when_they_have_been_added() -> None:
 
     diagnose(chunks, resamples=4)
     assert most <= 2
+
+
+def test_the_sums_begin_before_all_chunks_are_read() -> None:
+    read: list[int] = []
+
+    def chunks() -> Iterator[Sides]:
+        for number in range(100):
+            read.append(number)
+            yield planted(1.0, n=10, hidden=8, seed=number)
+
+    _, size = next(module._slabs(chunks()))
+    assert len(read) == -(-size // 10) < 10
 
 
 def test_every_resample_draws_as_many_prompts_as_there_are() -> None:
