@@ -147,9 +147,10 @@ def plot_contrast(axis: Axis, site: Site, layers: Sequence[int], out: Path) -> N
         panel.set_title(f"block {layer}", fontsize=9)
     for panel in panels[len(layers) :]:
         panel.set_visible(False)
-    _legend(fig, panels[0])
+    _legend(fig, panels[0], place="outside upper center")  # below is the label of the horizontal axes
     fig.supylabel("number of contrast prompts", fontsize=9)
-    fig.supxlabel(f"projection <h, v> at site {site}; higher is further from the persona", fontsize=9)
+    between = "; " if columns > 1 else "\n"
+    fig.supxlabel(f"projection <h, v> at site {site}{between}higher is further from the persona", fontsize=9)
     save(fig, out)
 
 
@@ -176,10 +177,10 @@ def _mark(panel: Any, layers: Sequence[int], *, label: bool = True) -> None:
         panel.axvspan(layers[0] - 0.5, layers[-1] + 0.5, color=COLOURS["partial"], alpha=0.2, lw=0, **named)
 
 
-def _legend(fig: Any, *panels: Any) -> None:
-    """One legend for the whole figure, below it: inside a panel it would cover what is drawn."""
+def _legend(fig: Any, *panels: Any, place: str = "outside lower center") -> None:
+    """One legend for the whole figure, beside the panels: inside one it would cover what is drawn."""
     found = [pair for panel in panels for pair in zip(*panel.get_legend_handles_labels(), strict=True)]
-    fig.legend(*zip(*found, strict=True), loc="outside lower center", ncols=min(len(found), 4), fontsize=8)
+    fig.legend(*zip(*found, strict=True), loc=place, ncols=min(len(found), 4), fontsize=8)
 
 
 def _square(layers: Sequence[int]) -> Any:
