@@ -273,6 +273,15 @@ def test_training_took_every_step_and_reached_the_merged_model(finished: Finishe
     assert base != tuned
 
 
+def test_the_axis_of_a_run_is_diagnosed(finished: Finished) -> None:
+    ended = karma("axis", "show", finished.run, "--json", cwd=finished.workplace)
+    assert ended.code == 0, ended.err
+    shown = json.loads(ended.out)
+    assert shown["diagnostics"]["n"] == shown["axis"]["n"] == 30
+    assert shown["verdict"]["layers"] == shown["cap"]["layers"]
+    assert shown["verdict"]["level"] in ("ok", "warning", "unstable")
+
+
 def test_the_gguf_says_in_llamacpp_what_the_checkpoint_says_in_transformers(finished: Finished) -> None:
     """Both the merged and the baked model: in float32 the greedy texts are the same."""
     parity = json.loads((finished.run / "gguf" / "parity.json").read_text())

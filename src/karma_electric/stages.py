@@ -258,10 +258,13 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
     from karma_electric.steer.axis import save_axis
     from karma_electric.steer.calibrate import calibrate_into
     from karma_electric.steer.contrast import ContrastSet, load_prompts, require_disjoint
+    from karma_electric.steer.diagnose import diagnose
+    from karma_electric.steer.diagnostics import DIAGNOSTICS_FILE, write_diagnostics
     from karma_electric.steer.extract import extract, forget_chunks
     from karma_electric.steer.figures import plot_norms
     from karma_electric.steer.responses import SPLITS, plan_responses
     from karma_electric.steer.spec import AXIS_FILE, describe
+    from karma_electric.steer.verdict import judge
 
     require("model")
     section = recipe.axis
@@ -280,6 +283,10 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
         progress=progress,
     )
     layers = layer_range(axis.n_layers, layers=section.layers, depth=section.depth)
+    diagnostics = diagnose(lambda: [sides], seed=section.seed, progress=progress)
+    for finding in judge(diagnostics, section.site, layers, what="capped blocks"):
+        if finding.level != "ok":
+            progress.say(f"  axis: {finding.level}: {finding.text}")
     spec = calibrate_into(
         out,
         model,
@@ -297,7 +304,8 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
         progress=progress,
     )
     save_axis(axis, out / AXIS_FILE)
-    plot_norms(axis, layers, out / "norms.png")
+    write_diagnostics(diagnostics, out / DIAGNOSTICS_FILE)
+    plot_norms(axis, layers, out / "norms.png", diagnostics)
     forget_chunks(out)
     progress.say(f"  {describe(spec)}")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from karma_electric.cli.axis import calibrate, convert
+from karma_electric.cli.axis import calibrate, convert, show
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Extract a direction, look at it, set a cap's thresholds, exchange files with other tools.\n\n"
-    "Example: karma axis calibrate runs/demo/merged runs/demo/axis cap-20 --target-cap-rate 0.2",
+    "Example: karma axis show runs/demo",
 )
+app.command("show")(show.show)
 app.command("calibrate")(calibrate.calibrate)
 app.command("convert")(convert.convert)
