@@ -273,7 +273,7 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
     model, tokenizer = load_model(run / "merged", dtype=recipe.model.dtype), load_tokenizer(run / "merged")
     contrast = ContrastSet(prompts["contrast"], recipe.persona.system_prompt, tuple(recipe.persona.away))
     fingerprint = resolve(str(run / "merged")).fingerprint
-    axis, _ = extract(
+    axis, sides = extract(
         model,
         tokenizer,
         contrast,
