@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli import axis, bake, chat, data, doctor, inspect, run
+from karma_electric.cli import axis, bake, chat, data, doctor, inspect, merge, run
 
 _INTERRUPTED = 130
 _READER_GONE = 141  # 128 + SIGPIPE, as other programs end
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("bake")(bake.bake)
+app.command("merge")(merge.merge)
 app.command("show")(inspect.show)
 app.command("verify")(inspect.verify)
 app.command("doctor")(doctor.doctor)
