@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,10 @@ def plan_merge(base: Path, adapter: Adapter, section: MergeSection, *, base_name
     quantised = skeleton.linear - {skeleton.output_embedding} if section.base == "dequantised-nf4" else frozenset()
     if section.base == "dequantised-nf4" and skeleton.transposed:
         raise InputError(f"{base} has no layers that 4-bit training quantises.", 'Set merge.base = "bf16".')
-    tensors, untied = _untie(tensors, adapter, skeleton)
-    untied |= divorced
-    _check_names(adapter, tensors)
     alike = _tied_change(adapter, skeleton)
+    tensors, untied = (tensors, False) if alike else _untie(tensors, adapter, skeleton)
+    untied |= divorced
+    _check_names(adapter, {*tensors, *([f"{skeleton.output_embedding}.weight"] if alike else [])})
     sources = {}
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
@@ -170,8 +170,6 @@ def _untie(
                 "its other end.",
                 "Give the base model the adapter was trained on.",
             )
-    if _tied_change(adapter, skeleton):
-        return tensors, False
     return {**tensors, output: tensors[embedding]}, True
 
 
@@ -204,7 +202,7 @@ def _same(one: StoredTensor, other: StoredTensor, *, transposed: bool = False) -
     return a.shape == b.shape and torch.equal(a.to(coarser), b.to(coarser))
 
 
-def _check_names(adapter: Adapter, tensors: Mapping[str, StoredTensor]) -> None:
+def _check_names(adapter: Adapter, tensors: Collection[str]) -> None:
     changed = [*(f"{module}.weight" for module in (*adapter.lora, *adapter.rows)), *adapter.replaced]
     unknown = [name for name in changed if name not in tensors]
     if unknown:
