@@ -12,14 +12,20 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import karma_electric.train.merge as merge_module
 import tiny
 from karma_electric.core.errors import ArtifactError, InputError, KarmaError, MissingError, RecipeError, SpaceError
 from karma_electric.core.recipe import MergeSection, load_recipe
 from karma_electric.models.chat_template import conversation_ids
 from karma_electric.models.loading import import_quietly, load_model, load_tokenizer, quiet_transformers
+from karma_electric.models.weights import Layout, stored_tensors
+from karma_electric.train.adapter_file import Lora
 from karma_electric.train.merge import merge_adapter
+from karma_electric.train.merge_plan import Source
 
 import_quietly("bitsandbytes", "peft")
 
@@ -238,6 +244,50 @@ def test_an_adapter_in_half_precision_is_added_in_float32(tied: Path, plain: Pat
         torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-6)
 
 
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.booleans(),
+    st.booleans(),
+)
+def test_the_formulas_hold_however_a_tensor_is_cut_into_pieces(
+    tmp_path_factory: pytest.TempPathFactory,
+    shape: tuple[int, int],
+    rank: int,
+    piece: int,
+    stored_in_out: bool,
+    dora: bool,
+) -> None:
+    """W + s B A, and m (W + s B A) / |W + s B A| per output, against float64."""
+    outputs, inputs = shape
+    path = tmp_path_factory.mktemp("f") / "t.safetensors"
+    generator = torch.Generator().manual_seed(rank * piece)
+    numbers = {
+        "W": torch.randn(
+            inputs if stored_in_out else outputs, outputs if stored_in_out else inputs, generator=generator
+        ),
+        "A": torch.randn(rank, inputs, generator=generator),
+        "B": torch.randn(outputs, rank, generator=generator),
+        "m": torch.rand(outputs, generator=generator) + 0.5,
+    }
+    save_file(numbers, path)
+    stored = stored_tensors(path)
+    lora = Lora(stored["A"], stored["B"], 1.75, stored["m"] if dora else None, None, on_embedding=False)
+    source = Source(stored["W"], lora, stored_in_out=stored_in_out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merge_module, "_PIECE", piece)
+        pieces = list(merge_module.merged_rows(source, Layout("W", "F32", stored["W"].shape)))
+    assert len(pieces) >= min(numbers["W"].numel() // piece, len(numbers["W"]))
+    w, a, b, m = (tensor.double() for tensor in numbers.values())
+    expected = (w.T if stored_in_out else w) + 1.75 * b @ a  # [out, in]
+    if dora:
+        expected = m[:, None] * expected / expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(
+        torch.cat(pieces), (expected.T if stored_in_out else expected).float(), rtol=1e-4, atol=1e-5
+    )
+
+
 # Tied embeddings
 
 TIED: dict[str, tuple[bool, dict[str, Any]]] = {  # whether they have to be untied
@@ -409,8 +459,9 @@ def test_a_killed_merge_goes_on_with_the_next_file(tied: Path, plain: Path, tmp_
 def test_files_of_another_merge_are_not_continued(tied: Path, plain: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         merge_adapter(tied, plain, MergeSection(max_shard_size="0.1MB"), tmp_path / "out", progress=Reaper(12))
+    (tmp_path / "out" / ".model-00003-of-00003.safetensors.1.tmp").touch()  # torn by a kill that nothing could catch
     merge_adapter(tied, plain, FLOAT32, tmp_path / "out")
-    assert [p.name for p in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+    assert [p.name for p in (tmp_path / "out").glob("*model*")] == ["model.safetensors"]
     assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "out").values())
 
 

@@ -109,7 +109,7 @@ def merge_adapter(
 def _write_shards(plan: Plan, identity: str, out: Path, progress: Progress) -> None:
     """Write the files that are not there yet, whole and for the same merge."""
     done = _whole_shards(out, identity)
-    for stray in (*out.glob("model*.safetensors"), *out.glob(INDEX)):
+    for stray in (*out.glob("model*.safetensors"), *out.glob(INDEX), *out.glob(".model*.tmp")):
         if stray.name not in done:
             stray.unlink()
     require_space(out, int(1.01 * sum(_size(plan.shards[name]) for name in plan.shards if name not in done)))

@@ -60,7 +60,7 @@ def compare_logits(
     require_space(merged, 4 * tokens * max(t.shape[0] for t in vocabulary.values() if len(t.shape) == 2))
     scratch.mkdir()
     try:
-        reference = _adapter_on_base(base, adapter, arithmetic, base_weights)
+        reference = adapter_on_base(base, adapter, arithmetic, base_weights)
         for number, ids in enumerate(probes):
             save_file({"logits": _logits(reference, ids)}, scratch / f"{number}.safetensors")
             progress.update(number + 1, 2 * len(probes), "conversations, adapter on base")
@@ -95,7 +95,15 @@ def _arithmetic(base: Path) -> str:
     return "float32" if 1.3 * weights < psutil.virtual_memory().available else "bfloat16"
 
 
-def _adapter_on_base(base: Path, adapter: Path, arithmetic: str, base_weights: str) -> PreTrainedModel:
+def adapter_on_base(base: Path, adapter: Path, arithmetic: str, base_weights: str) -> PreTrainedModel:
+    """The model that a merge stands for: the adapter beside the base weights that were chosen.
+
+    Args:
+        base: folder of the base model.
+        adapter: folder of the adapter.
+        arithmetic: float32 or bfloat16.
+        base_weights: `bf16`, or `dequantised-nf4`: every linear layer that 4-bit training quantises is rounded to NF4.
+    """
     import torch
     from peft import PeftModel
 
