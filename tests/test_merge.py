@@ -755,6 +755,14 @@ def test_a_base_that_is_not_finite_is_refused(plain: Path, tied: Path, tmp_path:
     refused(base, plain, tmp_path / "out", InputError, r"The merged model\.norm\.weight holds a NaN")
 
 
+def test_a_base_without_one_of_its_weights_is_refused(plain: Path, tied: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tied, tmp_path / "base")
+    rest = weights(base)
+    del rest["model.embed_tokens.weight"]
+    save_file(rest, base / "model.safetensors", {"format": "pt"})
+    refused(base, plain, tmp_path / "out", ArtifactError, r"has no model\.embed_tokens\.weight")
+
+
 def test_a_quantised_base_is_refused(plain: Path, tied: Path, tmp_path: Path) -> None:
     base = shutil.copytree(tied, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())

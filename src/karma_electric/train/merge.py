@@ -143,7 +143,7 @@ def _whole_shards(out: Path, identity: str) -> dict[str, dict[str, Any]]:
         record = read_json(out / _DONE)
     except ArtifactError:
         return {}
-    if record["merge"] != identity:
+    if not isinstance(record, dict) or record.get("merge") != identity:
         return {}
     found = {name: entry for name, entry in record["files"].items() if (out / name).is_file()}
     return {

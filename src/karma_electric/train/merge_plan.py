@@ -94,6 +94,11 @@ def plan_merge(base: Path, adapter: Adapter, section: MergeSection, *, base_name
     quantised = skeleton.linear - {skeleton.output_embedding} if section.base == "dequantised-nf4" else frozenset()
     if section.base == "dequantised-nf4" and skeleton.transposed:
         raise InputError(f"{base} has no layers that 4-bit training quantises.", 'Set merge.base = "bf16".')
+    needed = [*sorted(quantised), *([skeleton.input_embedding] if skeleton.tied else [])]
+    if missing := [module for module in needed if f"{module}.weight" not in tensors]:
+        raise ArtifactError(
+            f"{base} has no {missing[0]}.weight, which its config.json calls for.", "Is it a whole model folder?"
+        )
     alike = _tied_change(adapter, skeleton)
     tensors, untied = (tensors, False) if alike else _untie(tensors, adapter, skeleton)
     untied |= divorced
@@ -133,8 +138,8 @@ def plan_merge(base: Path, adapter: Adapter, section: MergeSection, *, base_name
 
 def _really_tied(skeleton: Skeleton, tensors: Mapping[str, StoredTensor]) -> tuple[Skeleton, bool]:
     """transformers does not tie two embeddings that a checkpoint holds with different values, whatever its config."""
-    output = tensors.get(f"{skeleton.output_embedding}.weight")
-    if skeleton.tied and output is not None and not _same(output, tensors[f"{skeleton.input_embedding}.weight"]):
+    ends = [tensors.get(f"{module}.weight") for module in (skeleton.input_embedding, skeleton.output_embedding)]
+    if skeleton.tied and ends[0] is not None and ends[1] is not None and not _same(ends[0], ends[1]):
         return replace(skeleton, tied=False), True
     return skeleton, False
 
