@@ -28,7 +28,7 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "KARMA_DEBUG"} | {
     "COLUMNS": "100",
 }
 HEAVY = {"torch", "transformers", "numpy", "peft", "datasets", "safetensors", "karma_electric.core.recipe"}
-VERBS = ["run", "train", "chat", "bake", "drift", "show", "verify", "doctor", "axis", "data"]
+VERBS = ["run", "train", "merge", "chat", "bake", "drift", "show", "verify", "doctor", "axis", "data"]
 RECIPE = """\
 name = "trial"
 model.base = "{base}"

@@ -27,6 +27,7 @@ from karma_electric.core.resources import find
 from karma_electric.models.refs import ModelRef, resolve
 from karma_electric.pipeline import Stage
 
+_MERGE_CONVERSATIONS = 4
 _FIDELITY_CONVERSATIONS = 24
 _PARITY_PROMPTS = 8
 
@@ -101,6 +102,7 @@ def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
         _config(recipe.merge),
         {"base": base.fingerprint, "adapter": adapter},
         partial(_merged, recipe, base, run),
+        resumable=True,
         space=2 * weights,
     )
     axis = add(
@@ -247,8 +249,18 @@ def _adapter(recipe: Recipe, base: ModelRef, run: Path, out: Path, progress: Pro
 
 def _merged(recipe: Recipe, base: ModelRef, run: Path, out: Path, progress: Progress) -> None:
     from karma_electric.train.merge import merge_adapter
+    from karma_electric.train.tokenize import read_split
 
-    summary = merge_adapter(base.path, run / "adapter", run / "release", recipe.merge, out)
+    heldout = [conversation for _, conversation in read_split(run / "release" / "validation.jsonl")]
+    summary = merge_adapter(
+        base.path,
+        run / "adapter",
+        recipe.merge,
+        out,
+        conversations=heldout[:_MERGE_CONVERSATIONS],
+        base_names=(base.name,),
+        progress=progress,
+    )
     progress.say(f"  merged weights differ from adapter on base by {summary['mean_kl_nats']:.2g} nats per token (KL)")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli import axis, bake, chat, data, doctor, drift, inspect, run, train
+from karma_electric.cli import axis, bake, chat, data, doctor, drift, inspect, merge, run, train
 
 _INTERRUPTED = 130
 _READER_GONE = 141  # 128 + SIGPIPE, as other programs end
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("train")(train.train)
+app.command("merge")(merge.merge)
 app.command("chat")(chat.chat)
 app.command("bake")(bake.bake)
 app.command("drift")(drift.drift)

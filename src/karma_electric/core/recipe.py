@@ -104,6 +104,17 @@ class MergeSection(_Section):
     """Folding the adapter into the weights."""
 
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="type of the merged weights")
+    base: Literal["bf16", "dequantised-nf4"] = Field(
+        "bf16",
+        description="what the adapter is added to: the original 16-bit weights, or those as 4-bit training saw them",
+    )
+    max_shard_size: str = Field("2GB", description="largest file of the merged model, in MB or GB (powers of ten)")
+
+    @field_validator("max_shard_size")
+    @classmethod
+    def _is_a_size(cls, value: str) -> str:
+        bytes_of(value)
+        return value
 
 
 class MixtureSection(_Section):
@@ -247,6 +258,19 @@ class CardSection(_Section):
     base_model: str | None = Field(None, description="hub id of the base for the card; model.base when absent")
 
 
+def bytes_of(size: str) -> int:
+    """`500MB` or `2GB` in bytes, in powers of ten.
+
+    Raises:
+        ValueError: not a size above zero.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MB|GB)", size.strip(), re.IGNORECASE)
+    value = int(float(found[1]) * (10**9 if found[2].upper() == "GB" else 10**6)) if found else 0
+    if value <= 0:
+        raise ValueError(f"{size!r} is not a size, expected for example 500MB or 2GB")
+    return value
+
+
 class Recipe(_Section):
     """A whole run."""
 
@@ -266,6 +290,11 @@ class Recipe(_Section):
     def _combinations(self) -> Recipe:
         if self.axis.site != "mlp":
             raise ValueError('axis.site = "block" cannot be baked: set axis.site = "mlp", or stop with --to axis')
+        if self.merge.base == "dequantised-nf4" and self.train.quantisation == "none":
+            raise ValueError(
+                'merge.base = "dequantised-nf4" is for an adapter that was trained on NF4: set merge.base = "bf16", '
+                'or train.quantisation = "nf4"'
+            )
         if self.axis.layers is None and self.axis.depth is None:
             raise ValueError("axis needs a layer range: set axis.layers = [first, last] or axis.depth")
         return self
