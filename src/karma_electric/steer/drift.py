@@ -19,28 +19,33 @@ from typing import TYPE_CHECKING, Any
 from karma_electric.core.errors import KarmaError
 from karma_electric.models.blocks import decoder_blocks
 from karma_electric.models.engines.protocol import Drift, TokenDrift
-from karma_electric.steer.cap import CapMeter, capped
+from karma_electric.steer.cap import capped
 from karma_electric.steer.spec import Cap
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from karma_electric.models.engines.hf import Meter
+
 
 class Recorder:
     """Projections at the capped blocks, call by call. Nothing leaves the device until it is asked for."""
 
-    def __init__(self, layers: Sequence[int]) -> None:
-        self._calls: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}  # each [batch, seq], float32
+    def __init__(self, cap: Cap) -> None:
+        self._directions = {layer: cap.directions[layer] for layer in cap.spec.layers}
+        self._calls: dict[int, list[torch.Tensor]] = {layer: [] for layer in cap.spec.layers}  # [batch, seq], float32
 
     def clear(self) -> None:
         """Forget what was recorded."""
         for calls in self._calls.values():
             calls.clear()
 
-    def add(self, layer: int, projection: torch.Tensor) -> None:
-        """What one call of a block gave, [batch, seq]."""
-        self._calls[layer].append(projection)
+    def read(self, layer: int, h: torch.Tensor) -> None:
+        """Take in one call of a block: `<h, v>` in float32, as the cap computes it. h: [batch, seq, hidden]."""
+        if self._directions[layer].device != h.device:  # once: the model may be split
+            self._directions[layer] = self._directions[layer].to(h.device)
+        self._calls[layer].append(h.float() @ self._directions[layer])
 
     def projections(self, calls: slice = slice(None)) -> torch.Tensor:
         """The recorded calls one after the other, float32 on the CPU: [batch, positions, capped blocks].
@@ -56,7 +61,7 @@ class Recorder:
                     f"Block {layer} ran without its hook; no drift was measured.",
                     "This is a layout the hooks do not reach: please report it with the model's name.",
                 )
-        device = next(iter(self._calls.values()))[0].device  # the model may be split
+        device = next(iter(self._calls.values()))[0].device
         per_block = [torch.cat(seen[calls], dim=1).to(device) for seen in self._calls.values() if seen[calls]]
         if not per_block:
             batch = next(iter(self._calls.values()))[0].shape[0]
@@ -64,17 +69,17 @@ class Recorder:
         return torch.stack(per_block, dim=-1).cpu()
 
 
-class Meter:
+class AxisMeter:
     """What a generation tells: cap rates as `capped` does, and the drift of its tokens."""
 
-    def __init__(self, cap: Cap, scales: Mapping[int, float], recorder: Recorder, cap_meter: CapMeter) -> None:
+    def __init__(self, cap: Cap, scales: Mapping[int, float], recorder: Recorder, cap_meter: Meter) -> None:
         self._cap = cap
         self._scales = scales
         self._recorder = recorder
         self._cap_meter = cap_meter
 
     def response_rates(self, lengths: Sequence[int]) -> list[float]:
-        """See `CapMeter.response_rates`."""
+        """Cap rate of each row, as the cap's own meter counts it."""
         return self._cap_meter.response_rates(lengths)
 
     def drifts(self, lengths: Sequence[int]) -> list[Drift]:
@@ -102,7 +107,7 @@ def recording_projections(
     *,
     alpha: float | Sequence[float] | None = None,
     blocks_path: str | None = None,
-) -> Iterator[tuple[Recorder, CapMeter]]:
+) -> Iterator[tuple[Recorder, Meter]]:
     """Record projections at the capped blocks while the context is open, with the cap acting at `alpha` or not (0).
 
     At both sites the projection is the one that the cap itself compares with the threshold: after the caps of
@@ -112,18 +117,17 @@ def recording_projections(
     """
     with capped(model, cap, alpha=alpha, blocks_path=blocks_path) as cap_meter:
         blocks = decoder_blocks(model, blocks_path)
-        recorder = Recorder(cap.spec.layers)
+        recorder = Recorder(cap)
         handles: list[Any] = []
         try:
             for layer in cap.spec.layers:
                 block = blocks[layer]
-                v = cap.directions[layer].to(next(block.module.parameters()).device)
                 # prepended, so that they read before the cap's own hooks write
                 if cap.spec.site == "mlp":
-                    hook = _read_input(recorder, layer, v)
-                    handles.append(block.mlp_norm.register_forward_pre_hook(hook, prepend=True))
+                    hook = _read_input(recorder, layer)
+                    handles.append(block.mlp_norm.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
                 else:
-                    handles.append(block.module.register_forward_hook(_read_output(recorder, layer, v), prepend=True))
+                    handles.append(block.module.register_forward_hook(_read_output(recorder, layer), prepend=True))
             yield recorder, cap_meter
         finally:
             for handle in handles:
@@ -138,7 +142,7 @@ def measured(
     *,
     alpha: float | Sequence[float] | None = None,
     blocks_path: str | None = None,
-) -> Iterator[Meter]:
+) -> Iterator[AxisMeter]:
     """`capped`, with the drift of every token measured as well: an intervention for an engine.
 
     Args:
@@ -152,7 +156,7 @@ def measured(
         what `capped` raises.
     """
     with recording_projections(model, cap, alpha=alpha, blocks_path=blocks_path) as (recorder, cap_meter):
-        yield Meter(cap, scales, recorder, cap_meter)
+        yield AxisMeter(cap, scales, recorder, cap_meter)
 
 
 def token_drifts(projections: torch.Tensor, cap: Cap, scales: Mapping[int, float]) -> tuple[TokenDrift, ...]:
@@ -170,15 +174,15 @@ def token_drifts(projections: torch.Tensor, cap: Cap, scales: Mapping[int, float
     )
 
 
-def _read_input(recorder: Recorder, layer: int, v: torch.Tensor) -> Callable[..., None]:
-    def hook(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        recorder.add(layer, inputs[0].float() @ v)
+def _read_input(recorder: Recorder, layer: int) -> Callable[..., None]:
+    def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorder.read(layer, args[0] if args else next(iter(kwargs.values())))
 
     return hook
 
 
-def _read_output(recorder: Recorder, layer: int, v: torch.Tensor) -> Callable[..., None]:
+def _read_output(recorder: Recorder, layer: int) -> Callable[..., None]:
     def hook(_: Any, __: Any, output: Any) -> None:
-        recorder.add(layer, (output[0] if isinstance(output, tuple) else output).float() @ v)
+        recorder.read(layer, output[0] if isinstance(output, tuple) else output)
 
     return hook
