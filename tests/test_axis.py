@@ -17,7 +17,8 @@ from karma_electric.models.chat_template import prompt_ids, template_sha256
 from karma_electric.steer import extract as extraction
 from karma_electric.steer.axis import Axis, direction, load_axis, require_fits, save_axis
 from karma_electric.steer.contrast import ContrastSet
-from karma_electric.steer.extract import extract, forget_chunks, separation
+from karma_electric.steer.extract import Sides, extract, forget_chunks, iter_chunks
+from karma_electric.steer.moments import separation
 from karma_electric.steer.spec import AXIS_FILE, Cap, CapSpec
 
 if TYPE_CHECKING:
@@ -29,11 +30,24 @@ CONTRAST = ContrastSet(prompts=tiny.prompts(30), toward=tiny.PERSONA, away=tiny.
 
 
 @pytest.fixture(scope="module")
-def extracted(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Axis, extraction.Sides]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the axis is extracted."""
+    return tmp_path_factory.mktemp("axis")
+
+
+@pytest.fixture(scope="module")
+def extracted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Axis:
     """The axis of the tiny model, extracted once, uninterrupted."""
-    return extract(model, tokenizer, CONTRAST, tmp_path_factory.mktemp("axis"), fingerprint="tiny")
+    return extract(model, tokenizer, CONTRAST, folder, fingerprint="tiny")
+
+
+def all_sides(out: Path) -> Sides:
+    """The chunks of an extraction in one piece."""
+    chunks = list(iter_chunks(out))
+    return {
+        site: (torch.cat([chunk[site][0] for chunk in chunks]), torch.cat([chunk[site][1] for chunk in chunks]))
+        for site in SITES
+    }
 
 
 def last_prompt_residuals(
@@ -57,54 +71,44 @@ def last_prompt_residuals(
 
 @pytest.mark.parametrize("site", SITES)
 def test_extraction_equals_the_definition_one_prompt_at_a_time(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extracted: tuple[Axis, extraction.Sides], site: Site
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extracted: Axis, site: Site
 ) -> None:
-    axis, _ = extracted
-    differences = []
+    toward, away = [], []
     for prompt in CONTRAST.prompts:
-        away = [last_prompt_residuals(model, tokenizer, text, prompt.text, site) for text in CONTRAST.away]
-        toward = last_prompt_residuals(model, tokenizer, CONTRAST.toward, prompt.text, site)
-        differences.append(torch.stack(away).mean(0) - toward)
-    expected = torch.stack(differences).mean(0)
-    cosine = torch.nn.functional.cosine_similarity(axis.directions[site].double(), expected, dim=-1)
-    assert cosine.min() > 0.99999
-    torch.testing.assert_close(axis.norms[site].double(), expected.norm(dim=-1), rtol=1e-4, atol=0)
+        generic = [last_prompt_residuals(model, tokenizer, text, prompt.text, site) for text in CONTRAST.away]
+        toward.append(last_prompt_residuals(model, tokenizer, CONTRAST.toward, prompt.text, site))
+        away.append(torch.stack(generic).mean(0))
+    expected = (torch.stack(away) - torch.stack(toward)).mean(0)
+    v = extracted.directions[site].double()
+    assert torch.nn.functional.cosine_similarity(v, expected, dim=-1).min() > 1 - 1e-9
+    torch.testing.assert_close(extracted.norms[site].double(), expected.norm(dim=-1), rtol=1e-5, atol=0)
+    projections = torch.stack([(torch.stack(side) * v).sum(-1) for side in (toward, away)])  # in the prompts' order
+    torch.testing.assert_close(extracted.projections[site].double(), projections, rtol=1e-4, atol=1e-3)
 
 
-def test_the_axis_says_what_it_was_made_from(
-    tokenizer: PreTrainedTokenizerBase, extracted: tuple[Axis, extraction.Sides]
-) -> None:
-    axis, sides = extracted
+def test_the_axis_says_what_it_was_made_from(tokenizer: PreTrainedTokenizerBase, extracted: Axis, folder: Path) -> None:
+    axis = extracted
     assert (axis.n_layers, axis.hidden, axis.n) == (tiny.LAYERS, tiny.HIDDEN, 30)
     assert (axis.model, axis.template_sha256) == ("tiny", template_sha256(tokenizer))
     assert (axis.position, axis.toward, axis.away) == ("last-prompt", tiny.PERSONA, tiny.AWAY)
+    assert axis.stats["shortened"] == axis.stats["left_out"] == []
+    sides = all_sides(folder)
     for site in SITES:
         assert [side.shape for side in sides[site]] == [(30, tiny.LAYERS, tiny.HIDDEN)] * 2
         torch.testing.assert_close(direction(*sides[site])[0], axis.directions[site])
-
-
-def test_the_sides_are_in_the_order_of_the_prompts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extracted: tuple[Axis, extraction.Sides]
-) -> None:
-    """Batches are made by length; the results must come back in the order of the prompts."""
-    _, sides = extracted
-    for number in (0, 7, 29):
-        text = CONTRAST.prompts[number].text
-        expected = last_prompt_residuals(model, tokenizer, CONTRAST.toward, text, "mlp")
-        torch.testing.assert_close(sides["mlp"][0][number].double(), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 300])
 def test_batching_does_not_matter(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    extracted: tuple[Axis, extraction.Sides],
+    extracted: Axis,
     tmp_path: Path,
     batch_tokens: int,
 ) -> None:
-    axis, _ = extract(model, tokenizer, CONTRAST, tmp_path, fingerprint="tiny", batch_tokens=batch_tokens)
+    axis = extract(model, tokenizer, CONTRAST, tmp_path, fingerprint="tiny", batch_tokens=batch_tokens)
     for site in SITES:
-        torch.testing.assert_close(axis.directions[site], extracted[0].directions[site], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(axis.directions[site], extracted.directions[site], rtol=1e-4, atol=1e-6)
 
 
 class Killed(Exception):
@@ -132,23 +136,24 @@ def test_a_killed_extraction_continues_with_the_next_chunk(
     monkeypatch.setattr(extraction, "_CHUNK", 4)
     contrast = replace(CONTRAST, prompts=CONTRAST.prompts[:10])  # chunks of 4, 4 and 2 prompts, 4 renderings of each
 
-    def run(folder: Path) -> tuple[Axis, extraction.Sides]:
+    def run(folder: Path) -> Axis:
         return extract(model, tokenizer, contrast, folder, fingerprint="tiny", batch_tokens=1)  # 1 pass a rendering
 
-    whole, whole_sides = run(tmp_path / "whole")
+    whole = run(tmp_path / "whole")
     _, handle = count_passes(model, die_in_pass=40)  # in the last chunk
     with pytest.raises(Killed):
         run(tmp_path / "cut")
     handle.remove()
     passes, handle = count_passes(model)
-    again, again_sides = run(tmp_path / "cut")
+    again = run(tmp_path / "cut")
     handle.remove()
-    assert len(passes) == 2 * 4, "only the chunk that was cut off is computed again"
+    prefixes = 4 + 2  # one for each system prompt, and one prompt with and without
+    assert len(passes) == prefixes + 2 * 4, "only the chunk that was cut off is computed again"
     assert again.stats == whole.stats
     for site in SITES:
         assert torch.equal(again.directions[site], whole.directions[site])
         assert torch.equal(again.norms[site], whole.norms[site])
-        assert all(torch.equal(a, b) for a, b in zip(again_sides[site], whole_sides[site], strict=True))
+        assert torch.equal(again.projections[site], whole.projections[site])
 
 
 def test_the_chunks_are_forgotten_when_asked(
@@ -194,29 +199,20 @@ def test_small_differences_survive_beside_large_ones() -> None:
 
 def test_separation_of_two_clouds_is_their_distance_in_standard_deviations() -> None:
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, 4000, 2, 3, generator=generator)
-    toward, away = noise[0], noise[1]
-    away[:, 0, 0] += 3.0  # block 0: three standard deviations apart along the first axis; block 1: not apart
-    stats = separation({"block": (toward, away)})["block"]
+    toward, away = torch.randn(2, 4000, 2, generator=generator)  # projections on the directions of two blocks
+    away[:, 0] += 3.0  # block 0: three standard deviations apart; block 1: not apart
+    stats = separation(toward, away)
     assert stats["d_prime"][0] == pytest.approx(3.0, abs=0.15)
     assert stats["d_prime"][1] == pytest.approx(0.0, abs=0.15)
     assert stats["away_higher"][0] == pytest.approx(0.983, abs=0.01)  # P(N(3, 2) > 0)
     assert stats["away_higher"][1] == pytest.approx(0.5, abs=0.05)
 
 
-def test_separation_is_tried_on_prompts_the_direction_was_not_made_from() -> None:
-    """Even prompts say +x; odd ones say -x, and +y. The mean of all is +y, which would separate the odd ones."""
-    toward, away = torch.zeros(10, 1, 2), torch.zeros(10, 1, 2)
-    away[0::2, 0] = torch.tensor([1.0, 0.0])
-    away[1::2, 0] = torch.tensor([-1.0, 5.0])
-    assert separation({"mlp": (toward, away)})["mlp"]["away_higher"] == [0.0]
-
-
 # The file
 
 
-def test_what_is_saved_is_what_is_loaded(extracted: tuple[Axis, extraction.Sides], tmp_path: Path) -> None:
-    axis, _ = extracted
+def test_what_is_saved_is_what_is_loaded(extracted: Axis, tmp_path: Path) -> None:
+    axis = extracted
     save_axis(axis, tmp_path / "axis.safetensors")
     loaded = load_axis(tmp_path / "axis.safetensors")
     for site in SITES:

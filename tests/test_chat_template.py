@@ -22,6 +22,7 @@ from karma_electric.models.chat_template import (
     prompt_text,
     template_sha256,
     training_template,
+    user_text_that_fits,
 )
 from karma_electric.models.loading import load_tokenizer
 from karma_electric.train.tokenize import IGNORED, Tokenized, tokenize_split
@@ -313,3 +314,39 @@ def test_an_example_whose_first_exchange_is_too_long_is_dropped_and_named(
 def test_a_split_with_nothing_left_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(DataError, match=r"No example fits in 9 tokens \(1 were too long\)"):
         tokenize_split([("x", LONG)], tokenizer, 9)
+
+
+# Prompts that are too long
+
+
+@given(
+    system_prompt=texts,
+    text=st.lists(st.one_of(st.text(st.characters(codec="utf-8"), max_size=200), awkward), max_size=6).map("".join),
+    room=st.integers(0, 120),
+)
+def test_a_prompt_is_shortened_within_the_user_text_and_keeps_its_header(
+    tokenizer: PreTrainedTokenizerBase, system_prompt: str, text: str, room: int
+) -> None:
+    def ids(said: str) -> list[int]:
+        return prompt_ids(tokenizer, [system(system_prompt), user(said)])
+
+    least = len(ids(""))
+    limit = least + room
+    kept = user_text_that_fits(text, lambda said: len(ids(said)), limit)
+    assert text.startswith(kept)
+    assert len(ids(kept)) <= limit
+    if len(ids(text)) <= limit:
+        assert kept == text
+    else:
+        assert len(ids(text[: len(kept) + 1])) > limit, "one more character would not have fitted"
+    rendered = prompt_text(tokenizer, [system(system_prompt), user(kept)])
+    assert rendered.endswith(f"<|im_start|>user\n{kept}<|im_end|>\n<|im_start|>assistant\n")
+    assert ids(kept)[-4:] == ids("")[-4:], "the header's tokens are the last ones"
+
+
+def test_a_prompt_that_does_not_fit_without_any_user_text_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
+    def length(said: str) -> int:
+        return len(prompt_ids(tokenizer, [system("You are kind. " * 30), user(said)]))
+
+    with pytest.raises(InputError, match=f"{length('')} tokens without any user text, more than the 50"):
+        user_text_that_fits("Hello", length, 50)

@@ -266,13 +266,14 @@ def _merged(recipe: Recipe, base: ModelRef, run: Path, out: Path, progress: Prog
 
 def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progress: Progress) -> None:
     from karma_electric.models.blocks import layer_range
+    from karma_electric.models.engines.protocol import Sampling
     from karma_electric.models.loading import load_model, load_tokenizer
     from karma_electric.steer.axis import save_axis
     from karma_electric.steer.calibrate import calibrate_into
     from karma_electric.steer.contrast import ContrastSet, load_prompts, require_disjoint
     from karma_electric.steer.diagnose import diagnose
     from karma_electric.steer.diagnostics import DIAGNOSTICS_FILE, write_diagnostics
-    from karma_electric.steer.extract import extract, forget_chunks
+    from karma_electric.steer.extract import extract, forget_chunks, iter_chunks
     from karma_electric.steer.figures import plot_norms
     from karma_electric.steer.responses import SPLITS, plan_responses
     from karma_electric.steer.spec import AXIS_FILE, describe
@@ -285,17 +286,19 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
     model, tokenizer = load_model(run / "merged", dtype=recipe.model.dtype), load_tokenizer(run / "merged")
     contrast = ContrastSet(prompts["contrast"], recipe.persona.system_prompt, tuple(recipe.persona.away))
     fingerprint = resolve(str(run / "merged")).fingerprint
-    axis, sides = extract(
+    axis = extract(
         model,
         tokenizer,
         contrast,
         out,
         fingerprint=fingerprint,
+        position=section.position,
+        sampling=Sampling(temperature=0.7, max_new_tokens=section.response_tokens, seed=section.seed),
         batch_tokens=section.batch_tokens,
         progress=progress,
     )
     layers = layer_range(axis.n_layers, layers=section.layers, depth=section.depth)
-    diagnostics = diagnose(lambda: [sides], seed=section.seed, progress=progress)
+    diagnostics = diagnose(lambda: iter_chunks(out), seed=section.seed, progress=progress)
     for finding in judge(diagnostics, section.site, layers, what="capped blocks"):
         if finding.level != "ok":
             progress.say(f"  axis: {finding.level}: {finding.text}")

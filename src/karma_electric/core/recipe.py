@@ -147,7 +147,10 @@ class AxisSection(_Section):
     heldout: str = Field(
         "suites/heldout-48.jsonl", description="prompts the cap rate is measured on; shared with nothing"
     )
-    position: Literal["last-prompt"] = Field("last-prompt", description="where the residual stream is read")
+    position: Literal["last-prompt", "response"] = Field(
+        "last-prompt",
+        description="where the residual stream is read: the prompt's last token, or the mean of an answer's",
+    )
     site: Literal["mlp", "block"] = Field("mlp", description="where the cap acts; only `mlp` can be baked")
     layers: tuple[int, int] | None = Field(None, description="first and last block, inclusive")
     depth: tuple[float, float] | None = Field(None, description="the same as fractions of depth (instead of layers)")

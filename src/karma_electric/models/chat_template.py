@@ -5,7 +5,7 @@ A training template is accepted only if it renders, byte for byte, what the toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,37 @@ def conversation_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversat
         as_dicts(conversation), add_generation_prompt=False, return_dict=True, date_string=DATE
     )
     return list(encoded["input_ids"])
+
+
+def user_text_that_fits(text: str, length: Callable[[str], int], max_tokens: int) -> str:
+    """The longest head of a user's text whose rendering fits; the text itself where it does.
+
+    A rendered prompt must not be cut on the right: the assistant's header is there, and without it the model would
+    go on writing the user's turn. So the text is cut, and rendered again.
+
+    Args:
+        text: what the user says.
+        length: renders a conversation (or several) with that user text, and returns the tokens of the longest.
+        max_tokens: how many there may be.
+
+    Raises:
+        InputError: not even an empty user text fits.
+    """
+    if length(text) <= max_tokens:
+        return text
+    if (least := length("")) > max_tokens:
+        raise InputError(
+            f"The prompt has {least} tokens without any user text, more than the {max_tokens} there may be.",
+            "Shorten the system prompt (or the response), or allow more tokens.",
+        )
+    fitting, too_long = 0, len(text)  # characters; tokens need not grow with every one, so each answer is tried
+    while too_long - fitting > 1:
+        middle = (fitting + too_long) // 2
+        if length(text[:middle]) <= max_tokens:
+            fitting = middle
+        else:
+            too_long = middle
+    return text[:fitting]
 
 
 def training_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -72,6 +72,7 @@ def pick_dtype(name: str, device: str) -> torch.dtype:
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
+    device = device.partition(":")[0]  # cuda:1 and cpu:0, as several processes name theirs
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if device == "cpu":

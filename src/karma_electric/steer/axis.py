@@ -72,7 +72,11 @@ def direction(toward: torch.Tensor, away: torch.Tensor) -> tuple[torch.Tensor, t
     Returns:
         Unit directions [n_layers, hidden] and norms [n_layers], float32, computed in float64.
     """
-    difference = (away.double() - toward.double()).mean(0)
+    return scaled((away.double() - toward.double()).mean(0))
+
+
+def scaled(difference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`d / |d|` and `|d|`, float32, of mean differences `d` [n_layers, hidden] in float64."""
     norms = difference.norm(dim=-1)
     return (difference / norms.clamp_min(1e-30).unsqueeze(-1)).float(), norms.float()
 

@@ -16,7 +16,7 @@ from karma_electric.models.blocks import SITES, Site
 
 DIAGNOSTICS_FILE = "diagnostics.json"
 FORMAT = "karma-electric-axis-diagnostics"
-COMMAND = "karma run RECIPE --from axis --to axis --force"  # what extracts an axis again, and measures it
+COMMAND = "karma axis extract MODEL OUT --recipe RECIPE"  # what extracts an axis again, and measures it
 AGAIN = f"Make it again: {COMMAND}"
 _VERSION = 1
 

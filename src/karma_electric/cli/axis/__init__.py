@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from karma_electric.cli.axis import calibrate, convert, show
+from karma_electric.cli.axis import calibrate, convert, extract, show
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -12,6 +12,7 @@ app = typer.Typer(
     help="Extract a direction, look at it, set a cap's thresholds, exchange files with other tools.\n\n"
     "Example: karma axis show runs/demo",
 )
+app.command("extract")(extract.extract)
 app.command("show")(show.show)
 app.command("calibrate")(calibrate.calibrate)
 app.command("convert")(convert.convert)
