@@ -27,7 +27,8 @@ REPORT = "This is a layout the hooks do not reach: please report it with the mod
 def excess(h: torch.Tensor, v: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
     """`max(0, <h, v> - t)` in float32. h: [..., hidden], v: [hidden]; returns [...]."""
     # a matrix times a vector: never in TF32 or bfloat16, whatever the process allows for matrix products
-    return (h.float() @ v - t).clamp_min(0.0)
+    projections = h.float().reshape(-1, h.shape[-1]).mv(v).view(h.shape[:-1])
+    return (projections - t).clamp_min(0.0)
 
 
 def push(v: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
