@@ -191,7 +191,7 @@ def test_check_fails_an_unstable_one(show: Show, tmp_path: Path) -> None:
 
 def test_check_cannot_pass_what_was_not_measured(show: Show, tmp_path: Path) -> None:
     (write_axis(tmp_path) / DIAGNOSTICS_FILE).unlink()
-    show(tmp_path, "--check").refused(3, "has no diagnostics to check", "karma run RECIPE --from axis")
+    show(tmp_path, "--check").refused(3, "has no diagnostics to check", "karma axis extract MODEL OUT")
 
 
 # Without diagnostics
@@ -203,7 +203,7 @@ def test_an_older_axis_shows_what_it_has_and_how_to_get_the_rest(show: Show, tmp
     assert ended.code == 0, ended.err
     assert "of the prompts the direction was made from: too good" in ended.out
     assert "verdict: none" in ended.out
-    assert "karma run RECIPE --from axis" in ended.out
+    assert "karma axis extract MODEL OUT" in ended.out
     axis = load_axis(tmp_path / AXIS_FILE)
     assert float(rows(ended.out)[2][1]) == pytest.approx(float(axis.norms["mlp"][2]), rel=0.01)
 
