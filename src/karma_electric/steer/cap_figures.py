@@ -12,6 +12,7 @@ from karma_electric.steer.responses import RESPONSE_KINDS
 from karma_electric.steer.spec import CapSpec
 
 _COLOURS = {"deployment": COLOURS["tuned"], "generic": COLOURS["base"], "adversarial": COLOURS["capped"]}
+_NAMES = {"calibration": "calibration", "heldout": "held-out"}
 _STYLES = {"calibration": "-", "heldout": ":"}
 
 
@@ -33,8 +34,8 @@ def plot_projections(uncapped: Mapping[str, Projections], spec: CapSpec, out: Pa
         every = np.concatenate([seen.values[layer] for seen in uncapped.values()])
         low, high = np.quantile(every, [0.001, 0.999])
         edges = np.linspace(min(low, spec.thresholds[layer]), max(high, spec.thresholds[layer]), 46)
-        for split, seen in uncapped.items():
-            for kind in RESPONSE_KINDS:
+        for kind in RESPONSE_KINDS:
+            for split, seen in uncapped.items():
                 values = seen.values[layer][seen.token_kinds == kind]
                 if len(values):
                     panel.hist(
@@ -45,15 +46,15 @@ def plot_projections(uncapped: Mapping[str, Projections], spec: CapSpec, out: Pa
                         color=_COLOURS[kind],
                         ls=_STYLES[split],
                         lw=1.3,
-                        label=f"{kind}, {split}",
+                        label=f"{kind}, {_NAMES[split]}",
                     )
         panel.axvline(spec.thresholds[layer], color="black", lw=1, ls="--", label="threshold t")
-        panel.set_title(f"block {layer}: {spec.cap_rate[str(layer)]:.0%} capped while the cap acts", fontsize=9)
+        panel.set_title(f"block {layer}: {spec.cap_rate[str(layer)]:.0%} of held-out tokens capped", fontsize=9)
         panel.set_yticks([])
     for panel in panels[len(spec.layers) :]:
         panel.set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
-    fig.legend(handles, labels, fontsize=7, ncols=4, loc="outside upper center", frameon=False)
+    fig.legend(handles, labels, fontsize=7, ncols=4 if columns > 1 else 2, loc="outside upper center", frameon=False)
     fig.supxlabel("projection <h, v> of response tokens, uncapped; higher is further from the persona", fontsize=9)
     save(fig, out)
 
