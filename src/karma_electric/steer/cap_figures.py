@@ -28,7 +28,7 @@ def plot_projections(uncapped: Mapping[str, Projections], spec: CapSpec, out: Pa
 
     columns = min(3, len(spec.layers))
     rows = -(-len(spec.layers) // columns)
-    fig, axes = figure(rows, columns, width=3.8, height=2.7)
+    fig, axes = figure(rows, columns, width=3.8 if columns > 1 else 7.0, height=2.7)
     panels = list(axes.flat) if rows * columns > 1 else [axes]
     for panel, layer in zip(panels, spec.layers, strict=False):
         every = np.concatenate([seen.values[layer] for seen in uncapped.values()])
@@ -54,7 +54,7 @@ def plot_projections(uncapped: Mapping[str, Projections], spec: CapSpec, out: Pa
     for panel in panels[len(spec.layers) :]:
         panel.set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
-    fig.legend(handles, labels, fontsize=7, ncols=4 if columns > 1 else 2, loc="outside upper center", frameon=False)
+    fig.legend(handles, labels, fontsize=7, ncols=4, loc="outside upper center", frameon=False)
     fig.supxlabel("projection <h, v> of response tokens, uncapped; higher is further from the persona", fontsize=9)
     save(fig, out)
 
