@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from karma_electric.core.errors import ArtifactError
 from karma_electric.core.progress import Progress
@@ -144,62 +144,22 @@ def calibrate(
     shares = section.mixture.shares
     answered = [response for response in responses if response.text.strip()]
     require_kinds(answered, shares)
-    persona = persona_thresholds(axis, section, layers) if section.threshold == "persona-p25" else None
-    texts = {split: token_text(tokenizer, [r for r in answered if r.split == split]) for split in SPLITS}
-
-    def projections(text: TokenText, cap: Cap | None, note: str) -> Projections:
-        return project(
-            model,
-            text,
-            axis,
-            section.site,
-            layers,
-            cap=cap,
-            pad_id=int(tokenizer.pad_token_id or 0),
-            batch_tokens=section.batch_tokens,
-            progress=progress,
-            note=note,
-        )
-
-    def acting(thresholds: Mapping[int, float], split: str, note: str) -> Action:
-        cap = Cap.of(CapSpec(AXIS_FILE, section.site, tuple(layers), dict(thresholds), section.alpha), axis)
-        return action(projections(texts[split], cap, note), thresholds, section.alpha, shares)
-
-    uncapped = {split: projections(texts[split], None, f"{split} responses, uncapped") for split in SPLITS}
-    weights = uncapped["calibration"].weights(shares)
-
-    def at(q: float) -> dict[int, float]:
-        values = uncapped["calibration"].values
-        return {layer: weighted_quantile(values[layer], weights, q) for layer in layers}
-
-    found: dict[str, Action] = {}
-    if persona is not None:
-        thresholds, method = persona, {"name": "persona-p25", "quantile": _PERSONA_QUANTILE}
-    elif section.target_cap_rate is None:
-        assert section.quantile is not None  # the recipe has one or the other
-        thresholds, method = at(section.quantile), {"name": "runtime-q", "quantile": section.quantile}
-    else:
-        tried: dict[float, Action] = {}
-
-        def rate(q: float) -> float:
-            tried[q] = acting(at(q), "calibration", f"cap rate at q = {q:.4f}")
-            return tried[q].cap_rate["mean"]
-
-        solved = solve_quantile(rate, section.target_cap_rate)
-        thresholds, found["calibration"] = at(solved.quantile), tried[solved.quantile]
-        method = {
-            "name": "runtime-q",
-            "quantile": solved.quantile,
-            "target_cap_rate": section.target_cap_rate,
-            "reached_on_calibration": solved.reached,
-            "passes": solved.passes,
-        }
-    for split in SPLITS:
-        if split not in found:
-            found[split] = acting(thresholds, split, f"{split} responses, while the cap acts")
-    heldout = found["heldout"]
-    if section.target_cap_rate is not None and persona is None:
-        method["reached_on_heldout"] = heldout.cap_rate["mean"]
+    if section.threshold == "persona-p25":
+        persona_thresholds(axis, section, layers)  # refused before the model is run
+    bench = _Bench(
+        model,
+        axis,
+        section,
+        tuple(layers),
+        {split: token_text(tokenizer, [r for r in answered if r.split == split]) for split in SPLITS},
+        int(tokenizer.pad_token_id or 0),
+        progress,
+    )
+    uncapped = {split: bench.projections(split, None, f"{split} responses, uncapped") for split in SPLITS}
+    thresholds, method = _set_thresholds(bench, uncapped["calibration"])
+    acting = {split: bench.acting(thresholds, split, f"{split} responses, while the cap acts") for split in SPLITS}
+    if "target_cap_rate" in method:
+        method["reached_on_heldout"] = acting["heldout"].cap_rate["mean"]
     spec = CapSpec(
         axis=AXIS_FILE,
         site=section.site,
@@ -212,22 +172,85 @@ def calibrate(
             "template_sha256": template_sha256(tokenizer),
             "dtype": str(model.dtype).removeprefix("torch."),
             "quantisation": quantisation,
-            "calibration_responses": found["calibration"].responses,
-            "heldout_responses": heldout.responses,
-            "calibration_tokens": found["calibration"].tokens,
-            "heldout_tokens": heldout.tokens,
+            **{f"{split}_responses": acting[split].responses for split in SPLITS},
+            **{f"{split}_tokens": acting[split].tokens for split in SPLITS},
             "mixture": shares,
         },
         method=method,
-        cap_rate=heldout.cap_rate,
-        dose=heldout.dose,
+        cap_rate=acting["heldout"].cap_rate,
+        dose=acting["heldout"].dose,
         measured={
-            **{split: found[split].as_dict(shares) for split in SPLITS},
+            **{split: acting[split].as_dict(shares) for split in SPLITS},
             "threshold_sd": threshold_distances(uncapped["calibration"], thresholds, shares),
         },
         reference=reference_of(model, tokenizer, axis, section.site, layers),
     )
-    return Calibration(spec, uncapped, {split: found[split] for split in SPLITS})
+    return Calibration(spec, uncapped, acting)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A model with its responses: what thresholds are tried on. Each try is kept, since it costs a pass."""
+
+    model: PreTrainedModel
+    axis: Axis
+    section: AxisSection
+    layers: tuple[int, ...]
+    texts: Mapping[str, TokenText]
+    pad_id: int
+    progress: Progress
+    tried: dict[tuple[str, tuple[float, ...]], Action] = field(default_factory=dict)
+
+    def projections(self, split: str, cap: Cap | None, note: str) -> Projections:
+        """What the responses of a split show, with or without a cap."""
+        return project(
+            self.model,
+            self.texts[split],
+            self.axis,
+            self.section.site,
+            self.layers,
+            cap=cap,
+            pad_id=self.pad_id,
+            batch_tokens=self.section.batch_tokens,
+            progress=self.progress,
+            note=note,
+        )
+
+    def acting(self, thresholds: dict[int, float], split: str, note: str) -> Action:
+        """What a cap with these thresholds does to the responses of a split."""
+        key = (split, tuple(thresholds.values()))
+        if key not in self.tried:
+            spec = CapSpec(AXIS_FILE, self.section.site, self.layers, thresholds, self.section.alpha)
+            seen = self.projections(split, Cap.of(spec, self.axis), note)
+            self.tried[key] = action(seen, thresholds, self.section.alpha, self.section.mixture.shares)
+        return self.tried[key]
+
+
+def _set_thresholds(bench: _Bench, uncapped: Projections) -> tuple[dict[int, float], dict[str, Any]]:
+    """Thresholds by the method of the section, and the method as cap.json records it."""
+    section = bench.section
+    if section.threshold == "persona-p25":
+        method = {"name": "persona-p25", "quantile": _PERSONA_QUANTILE}
+        return persona_thresholds(bench.axis, section, bench.layers), method
+    weights = uncapped.weights(section.mixture.shares)
+
+    def at(q: float) -> dict[int, float]:
+        return {layer: weighted_quantile(uncapped.values[layer], weights, q) for layer in bench.layers}
+
+    if section.target_cap_rate is None:
+        assert section.quantile is not None  # a section has one or the other
+        return at(section.quantile), {"name": "runtime-q", "quantile": section.quantile}
+    solved = solve_quantile(
+        lambda q: bench.acting(at(q), "calibration", f"cap rate at q = {q:.4f}").cap_rate["mean"],
+        section.target_cap_rate,
+    )
+    return at(solved.quantile), {
+        "name": "runtime-q",
+        "quantile": solved.quantile,
+        "target_cap_rate": section.target_cap_rate,
+        "reached_on_calibration": solved.reached,
+        "passes": solved.passes,
+    }
 
 
 def persona_thresholds(axis: Axis, section: AxisSection, layers: Sequence[int]) -> dict[int, float]:

@@ -12,6 +12,7 @@ from karma_electric.steer.responses import RESPONSE_KINDS
 from karma_electric.steer.spec import CapSpec
 
 _COLOURS = {"deployment": COLOURS["tuned"], "generic": COLOURS["base"], "adversarial": COLOURS["capped"]}
+_NAMES = {"calibration": "calibration", "heldout": "held-out"}
 _STYLES = {"calibration": "-", "heldout": ":"}
 
 
@@ -27,14 +28,14 @@ def plot_projections(uncapped: Mapping[str, Projections], spec: CapSpec, out: Pa
 
     columns = min(3, len(spec.layers))
     rows = -(-len(spec.layers) // columns)
-    fig, axes = figure(rows, columns, width=3.8, height=2.7)
+    fig, axes = figure(rows, columns, width=3.8 if columns > 1 else 7.0, height=2.7)
     panels = list(axes.flat) if rows * columns > 1 else [axes]
     for panel, layer in zip(panels, spec.layers, strict=False):
         every = np.concatenate([seen.values[layer] for seen in uncapped.values()])
         low, high = np.quantile(every, [0.001, 0.999])
         edges = np.linspace(min(low, spec.thresholds[layer]), max(high, spec.thresholds[layer]), 46)
-        for split, seen in uncapped.items():
-            for kind in RESPONSE_KINDS:
+        for kind in RESPONSE_KINDS:
+            for split, seen in uncapped.items():
                 values = seen.values[layer][seen.token_kinds == kind]
                 if len(values):
                     panel.hist(
@@ -45,10 +46,10 @@ def plot_projections(uncapped: Mapping[str, Projections], spec: CapSpec, out: Pa
                         color=_COLOURS[kind],
                         ls=_STYLES[split],
                         lw=1.3,
-                        label=f"{kind}, {split}",
+                        label=f"{kind}, {_NAMES[split]}",
                     )
         panel.axvline(spec.thresholds[layer], color="black", lw=1, ls="--", label="threshold t")
-        panel.set_title(f"block {layer}: {spec.cap_rate[str(layer)]:.0%} capped while the cap acts", fontsize=9)
+        panel.set_title(f"block {layer}: {spec.cap_rate[str(layer)]:.0%} of held-out tokens capped", fontsize=9)
         panel.set_yticks([])
     for panel in panels[len(spec.layers) :]:
         panel.set_visible(False)
