@@ -17,7 +17,6 @@ import foreign_steering as foreign
 import tiny
 from karma_electric.core.errors import ArtifactError, InputError, MissingError
 from karma_electric.steer.axis import load_axis, require_blocks, save_axis
-from karma_electric.steer.cap import corrected, excess
 from karma_electric.steer.formats import acap, control_vector, karma, original, paper
 from karma_electric.steer.formats.registry import FORMATS, detect, with_blocks
 from karma_electric.steer.formats.registry import read as read_as
@@ -33,6 +32,7 @@ from karma_electric.steer.formats.steering import (
     flipped,
     oriented,
 )
+from karma_electric.steer.hooks import corrected, excess, push
 from karma_electric.steer.spec import CapSpec, load_cap, save_spec
 
 PLAIN = ReadOptions()
@@ -66,7 +66,7 @@ def act(steering: Steering, h: torch.Tensor, layer: int, alpha: float) -> torch.
     """What a file does to a residual stream [tokens, hidden] at one of its blocks."""
     v = steering.vectors[layer] / steering.vectors[layer].norm()
     t = steering.thresholds[layer]
-    return corrected(h, excess(h, v, t), v, alpha) if steering.orientation == AWAY else floor(h, v, t, alpha)
+    return corrected(h, excess(h, v, t), push(v, alpha)) if steering.orientation == AWAY else floor(h, v, t, alpha)
 
 
 seeds = st.integers(0, 2**31)
