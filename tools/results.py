@@ -134,8 +134,8 @@ def extract_table(found: Any) -> list[str]:
         f"| one prompt at a time | {found['seconds_one_by_one']:.1f} | 1 | |",
         f"| `karma axis extract` | {found['seconds_ours']:.1f} | {found['ratio']:.1f} | {found['min_cosine']:.7f} |",
         "",
-        f"{found['n']} prompts under {found['system_prompts']} system prompts, {found['dtype']}, {found['threads']} threads, "
-        f"{found['hardware'].get('processor', 'cpu')}.",
+        f"{found['n']} prompts under {found['system_prompts']} system prompts, {found['dtype']}, "
+        f"{found['threads']} threads, {found['hardware'].get('processor', 'cpu')}.",
     ]
 
 
