@@ -157,8 +157,11 @@ class Bench:
                 for turn in range(len(VARIANTS)):
                     variant = VARIANTS[(number + turn) % len(VARIANTS)]
                     elapsed = self._seconds(variant, prompt, n_tokens, cache)
+                    where = f"{phase} batch {prompt.shape[0]}: round {max(number, 0) + 1} of {repeats}"
+                    print(f"\r{where:<50}", end="", file=sys.stderr, flush=True)
                     if number >= 0:
                         seconds[variant].append(elapsed)
+        print(f"\r{'':<50}\r", end="", file=sys.stderr, flush=True)
         return seconds
 
     def _cache(self, length: int) -> Any:

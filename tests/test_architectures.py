@@ -296,7 +296,7 @@ def test_unknown_parts_of_a_block_name_the_override_and_what_there_is() -> None:
     blocks = decoder_blocks(odd(), "trunk.stack")
     with pytest.raises(InputError, match=r"OddBlock has no MLP .*its parts: before, thinking") as caught:
         _ = blocks[0].mlp_norm
-    assert '"karma_layout": {"mlp": "PART", "mlp_norm": "PART"}' in caught.value.hint
+    assert 'under karma_layout in the model\'s config.json: "mlp": "PART", "mlp_norm": "PART"' in caught.value.hint
 
 
 @pytest.mark.parametrize("site", SITES)

@@ -283,6 +283,41 @@ def test_a_bfloat16_model_is_capped_in_float32(tiny_path: Path, ids: torch.Tenso
     assert not torch.equal(after, coarse), "bfloat16 arithmetic gives something else"
 
 
+@both_sites
+def test_nothing_in_a_capped_pass_waits_for_the_device(
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site
+) -> None:
+    """Every operation that a value or a copy to another device needs: as many as the bare model's own."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    waiting = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "_to_copy", "copy_")
+
+    class Count(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.found: list[str] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            name = function.name().removeprefix("aten::").split(".")[0]
+            self.found += [name] if name in waiting else []
+            return function(*args, **(kwargs or {}))
+
+    def waits() -> list[str]:
+        with Count() as count, torch.no_grad():
+            cache = model(input_ids=ids, use_cache=True).past_key_values
+            for _ in range(3):
+                model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+        return count.found
+
+    bare = waits()
+    for alpha in (0.5, [0.0, 0.5, 1.0]):
+        with capped(model, caps[site], alpha=alpha) as meter:
+            assert waits() == bare
+        with Count() as count:
+            meter.response_rates([3, 3, 3])
+        assert count.found, "reading the meter is what waits"
+
+
 # What is refused
 
 

@@ -119,7 +119,7 @@ class Block:
             raise InputError(
                 f"{type(self.module).__name__} has no MLP with a norm in front of it that is known "
                 f"(its parts: {children}).",
-                f"Name them in the model's config.json: {_example(mlp='PART', mlp_norm='PART')}. "
+                f'Name them under {KEY} in the model\'s config.json: "mlp": "PART", "mlp_norm": "PART". '
                 'The site "block" needs neither.',
             )
         return part

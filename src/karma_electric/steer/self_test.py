@@ -131,9 +131,8 @@ def _passes(
         for use_cache in (False, True):
             seen.append(_Seen())
             prompt = tokens[:, :-1]
-            cache = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), use_cache=use_cache).get(
-                "past_key_values"
-            )
+            output = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), use_cache=use_cache)
+        cache = getattr(output, "past_key_values", None)
         if cache is not None:
             seen.append(_Seen())
             model(
