@@ -163,7 +163,7 @@ class Reader:
         prefixes: list[Prefix] = []
         for which in range(1 + len(self._contrast.away)):
             ids, longest = common_prefix(self._reading(prompt, which) for prompt in self._contrast.prompts)
-            sample = None if prefixes else self._reading(self._contrast.prompts[0], which)
+            sample = None if prefixes else self._reading(self._contrast.prompts[-1], which)
             prefix = share(self._model, ids, self._keys, longest=longest, sample=sample)
             if prefix.problem:
                 self._progress.say(f"  every sequence is computed whole: {prefix.problem}")
