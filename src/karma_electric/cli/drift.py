@@ -31,6 +31,7 @@ class Measured:
     cap: Path
     spec: CapSpec
     alpha: float
+    compiled: bool
     scales: dict[int, float]
     alarm: Alarm
     ordinary: tuple[float, ...]
@@ -190,8 +191,6 @@ def measure(name: str, cap_file: Path, transcripts: list[Transcript], *, alpha: 
     tokenizer = load_tokenizer(ref.path)
     model = load_model(ref.path)
     loaded, _ = open_cap(cap_file, model, tokenizer, ref.fingerprint, warn=not compiled)
-    if compiled:
-        print("note: the model's own compiled cap acts on what is measured.", file=sys.stderr)
     saved = sorted({t.alpha for t in transcripts if t.alpha} - {alpha})
     if saved and not compiled:
         print(
@@ -225,7 +224,9 @@ def measure(name: str, cap_file: Path, transcripts: list[Transcript], *, alpha: 
         )
         for one, text, values in zip(transcripts, rendered, projections, strict=True)
     }
-    return Measured(ref.path, cap_file, loaded.spec, alpha, reference.scales, alarm, reference.ordinary, drifts)
+    return Measured(
+        ref.path, cap_file, loaded.spec, alpha, compiled, reference.scales, alarm, reference.ordinary, drifts
+    )
 
 
 def as_json(found: Measured, *, tokens: bool) -> dict[str, Any]:
@@ -238,6 +239,7 @@ def as_json(found: Measured, *, tokens: bool) -> dict[str, Any]:
         "thresholds": [found.spec.thresholds[layer] for layer in found.spec.layers],
         "scales": [found.scales[layer] for layer in found.spec.layers],
         "alpha": found.alpha,
+        "compiled_cap": found.compiled,
         "alarm": found.alarm.level,
         "alarm_source": found.alarm.source,
         "ordinary_answers": list(found.ordinary),
@@ -255,6 +257,8 @@ def _heading(found: Measured) -> str:
 def _where(found: Measured) -> str:
     layers = found.spec.layers
     acting = f"cap acting, alpha {found.alpha:g}" if found.alpha else "no cap acting"
+    if found.compiled:
+        acting = "its compiled cap acting"
     return f"blocks {layers[0]}-{layers[-1]}, site {found.spec.site}, {acting}"
 
 

@@ -120,6 +120,8 @@ def _peak(turn: TurnDrift) -> str:
     peak = turn.peak
     assert peak is not None  # a turn with a mean
     before, at, after = (printable(part.replace("\n", "⏎").replace("\t", " ")) for part in peak)
+    if not at.strip():
+        at = at.replace(" ", "␣")
     blank = " " if at.startswith(" ") else ""  # most tokens bring the blank in front of them
-    words = f"{before}{blank}«{at.removeprefix(' ')}»{after}".strip()
+    words = f"{before}{blank}«{at.strip()}»{after}".strip()
     return words if len(words) <= _PEAK else f"{words[: _PEAK - 1]}…"

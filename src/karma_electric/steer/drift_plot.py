@@ -37,7 +37,8 @@ def plot_drift(conversations: Mapping[str, ConversationDrift], what: str, out: P
         if number == len(shown) - 1:
             panel.set_xlabel("token of the conversation (headers and end-of-turn tokens left out)")
     lines, labels = fig.axes[0].get_legend_handles_labels()
-    fig.legend(lines, labels, loc="outside lower center", ncols=len(lines), fontsize=8, frameon=False)
+    columns = len(lines) if width > 11 else 3
+    fig.legend(lines, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     fig.suptitle(what, fontsize=9)
     save(fig, out)
 
