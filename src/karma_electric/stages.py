@@ -335,7 +335,7 @@ def _capped(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, pro
     splits = by_split(run / "axis" / FILE)
     report = bake(
         run / "merged",
-        cap,
+        [cap],
         calibration=splits["calibration"],
         heldout=splits["heldout"][:_FIDELITY_CONVERSATIONS],
         texts=[prompt.text for prompt in load_prompts(files["heldout"])],
