@@ -19,6 +19,7 @@ from karma_electric.steer.axis import Axis, direction, load_axis, require_fits, 
 from karma_electric.steer.contrast import ContrastSet
 from karma_electric.steer.extract import Sides, extract, forget_chunks, iter_chunks
 from karma_electric.steer.moments import separation
+from karma_electric.steer.spec import AXIS_FILE, Cap, CapSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -261,6 +262,15 @@ def spoiled(**at: float) -> torch.Tensor:
         ({"tensors": {"direction.mlp": torch.ones(1)}}, "direction.mlp is not a set of unit vectors"),
         ({"tensors": {"direction.mlp": spoiled()[:3].clone()}}, "not the same blocks"),
         ({"drop": "norm.mlp"}, "norm.mlp"),
+        ({"tensors": {"norm.mlp": torch.ones(2)}}, "norms and directions have not the same blocks"),
+        ({"blocks": "[0, 1, 2, 3, 4]"}, "direction.mlp is not a set of unit vectors"),  # block 5 is not zero
+        ({"blocks": "[0, 1, 2, 3, 4, 5, 6]"}, "direction.mlp is not a set of unit vectors"),
+        ({"blocks": "[2, 1]"}, r"its list of blocks is '\[2, 1\]'"),
+        ({"blocks": "[1, 1]"}, "its list of blocks"),
+        ({"blocks": "[-1]"}, "its list of blocks"),
+        ({"blocks": "[true]"}, "its list of blocks"),
+        ({"blocks": "[]"}, "its list of blocks"),
+        ({"blocks": "all"}, "its list of blocks"),
         ({"drop": "template_sha256"}, "template_sha256"),
         ({"away": "[not json"}, "missing or damaged"),
         ({"n": "many"}, "missing or damaged .*'many'"),
@@ -270,6 +280,43 @@ def test_an_unsound_axis_is_refused(axis_file: Path, change: dict[str, Any], mes
     rewrite(axis_file, **change)
     with pytest.raises(ArtifactError, match=message):
         load_axis(axis_file)
+
+
+def partial_axis(blocks: tuple[int, ...]) -> Axis:
+    """The random axis with zero rows outside some blocks."""
+    axis = tiny.random_axis()
+    absent = [layer for layer in range(axis.n_layers) if layer not in blocks]
+    for tensors in (axis.directions, axis.norms):
+        for tensor in tensors.values():
+            tensor[absent] = 0.0
+    return replace(axis, blocks=blocks)
+
+
+def test_an_axis_may_lack_blocks_when_it_says_which_it_has(tmp_path: Path) -> None:
+    axis = partial_axis((2, 4))
+    save_axis(axis, tmp_path / "axis.safetensors")
+    loaded = load_axis(tmp_path / "axis.safetensors")
+    assert (loaded.blocks, loaded.n_layers) == ((2, 4), tiny.LAYERS)
+    assert torch.equal(loaded.directions["block"], axis.directions["block"])
+
+
+def test_an_axis_that_lacks_blocks_without_saying_so_is_refused(tmp_path: Path) -> None:
+    save_axis(replace(partial_axis((2, 4)), blocks=None), tmp_path / "axis.safetensors")
+    with pytest.raises(ArtifactError, match="not a set of unit vectors"):
+        load_axis(tmp_path / "axis.safetensors")
+
+
+def test_an_axis_that_lacks_a_block_it_names_is_refused(tmp_path: Path) -> None:
+    save_axis(replace(partial_axis((2, 4)), blocks=(2, 3, 4)), tmp_path / "axis.safetensors")
+    with pytest.raises(ArtifactError, match="not a set of unit vectors"):
+        load_axis(tmp_path / "axis.safetensors")
+
+
+def test_a_cap_of_a_block_without_a_direction_is_refused() -> None:
+    axis = partial_axis((2, 4))
+    assert set(Cap.of(CapSpec(AXIS_FILE, "mlp", (2, 4), {2: 0.0, 4: 0.0}, 0.5), axis).directions) == {2, 4}
+    with pytest.raises(ArtifactError, match=r"no direction for the blocks \[3\]"):
+        Cap.of(CapSpec(AXIS_FILE, "mlp", (2, 3), {2: 0.0, 3: 0.0}, 0.5), axis)
 
 
 def test_an_axis_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -57,7 +57,12 @@ def test_an_axis_is_made_once(run: Run, tiny_path: Path, tmp_path: Path) -> None
     assert [len(report["sites"][site]["d_prime"]) for site in SITES] == [tiny.LAYERS] * 2
     axis = load_axis(out / "axis.safetensors")
     assert (axis.toward, axis.model) == (tiny.PERSONA, resolve(str(tiny_path)).fingerprint)
-    assert {p.name for p in out.iterdir()} == {"axis.safetensors", "norms.png", "manifest.json"}
+    assert {p.name for p in out.iterdir()} == {
+        "axis.safetensors",
+        "diagnostics.json",
+        "norms.png",
+        "manifest.json",
+    }
     assert damage(out) == []
     assert read_manifest(out).kind == "axis"
     again = run(out, *TOWARD, "--away", "You are a helpful AI assistant.", "--away", "Hi.")

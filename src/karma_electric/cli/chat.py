@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from karma_electric.core.messages import Conversation
-    from karma_electric.models.engines.protocol import Engine, Sampling
+    from contextlib import AbstractContextManager
 
-_HELP = """\
-  /alpha 0.3    change the strength of the cap (0 off, 0.5 soft, 1 hard)
-  /compare      answer the last question again, capped and uncapped side by side
-  /reset        forget the conversation
-  /quit         leave (so does Ctrl-D); Ctrl-C stops an answer"""
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-@dataclass
-class Session:
-    """A model ready to talk to."""
-
-    engine: Engine
-    sampling: Sampling
-    system_prompt: str | None
-    alpha: float
-    has_cap: bool
+    from karma_electric.cli.chat_drift import Gauge
+    from karma_electric.cli.chat_session import Session
+    from karma_electric.models.engines.protocol import Sampling
+    from karma_electric.steer.axis import Axis
+    from karma_electric.steer.spec import Cap
 
 
 def chat(
@@ -58,11 +44,13 @@ def chat(
         float, typer.Option("--top-p", min=0.01, max=1.0, help="Sample from the likeliest tokens that sum to this.")
     ] = 0.9,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
+    drift: Annotated[bool, typer.Option("--drift", help="Tell how far each answer went from the persona.")] = False,
 ) -> None:
     """Chat with a model, with its activations capped as strongly as you like.
 
     Example: karma chat runs/demo/merged --alpha 0.5
     """
+    from karma_electric.cli.chat_session import ask, interactive, print_comparison
     from karma_electric.models.engines.protocol import Sampling
 
     if not math.isfinite(temperature) or temperature > 10:
@@ -74,15 +62,16 @@ def chat(
         from karma_electric.core.errors import InputError
 
         raise InputError("--prompt is empty.", "Give the question in quotes.")
-    session = open_session(model, cap=cap, alpha=alpha, system=system, sampling=sampling, compare=compare)
+    needs_cap = compare or drift
+    session = open_session(model, cap=cap, alpha=alpha, system=system, sampling=sampling, needs_cap=needs_cap)
+    if drift:
+        session.switch_drift(on=True)
     if prompt is None:
         interactive(session, compare=compare)
     elif compare:
-        print_comparison(session, _conversation(session, [], prompt))
+        print_comparison(session, session.conversation([], prompt))
     else:
-        for piece in session.engine.stream(_conversation(session, [], prompt), sampling, alpha=_alpha(session)):
-            print(piece, end="", flush=True)
-        print()
+        ask(session, session.conversation([], prompt), keep_what_was_said=False)
 
 
 def open_session(
@@ -92,7 +81,7 @@ def open_session(
     alpha: float | None,
     system: str | None,
     sampling: Sampling,
-    compare: bool = False,
+    needs_cap: bool = False,
 ) -> Session:
     """Load a model and the cap that belongs to it.
 
@@ -101,6 +90,7 @@ def open_session(
         InputError: alpha outside [0, 1]; or the cap is compiled into this model already.
         ArtifactError: the cap is for a model of another shape.
     """
+    from karma_electric.cli.chat_session import Session
     from karma_electric.core.errors import InputError
     from karma_electric.core.extras import require
     from karma_electric.models.engines.hf import HfEngine
@@ -111,30 +101,24 @@ def open_session(
         raise InputError(f"--alpha is {alpha:g}, expected a number from 0 (off) to 1 (hard).", "0.5 is the soft cap.")
     require("model")
     ref = resolve(name)
-    found = find_cap(ref.path, cap, needed=bool(alpha) or compare)
+    found = find_cap(ref.path, cap, needed=bool(alpha) or needs_cap)
     model, tokenizer = load_model(ref.path), load_tokenizer(ref.path)
     if found is None:
         engine = HfEngine(model, tokenizer)
-        return Session(engine, sampling, system if system is not None else run_persona(ref.path), 0.0, has_cap=False)
-    from karma_electric.models.blocks import decoder_blocks, hidden_size
-    from karma_electric.models.chat_template import template_sha256
+        prompt = system if system is not None else run_persona(ref.path)
+        return Session(engine, sampling, prompt, 0.0, has_cap=False, model=str(ref.path))
     from karma_electric.steer.cap import capped
-    from karma_electric.steer.compat import check_model
-    from karma_electric.steer.spec import describe, load_cap
+    from karma_electric.steer.spec import describe
 
-    loaded, axis = load_cap(found)
-    warnings = check_model(
-        axis,
-        fingerprint=ref.fingerprint,
-        template_sha256=template_sha256(tokenizer),
-        n_layers=len(decoder_blocks(model)),
-        hidden=hidden_size(model),
-    )
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    loaded, axis = open_cap(found, model, tokenizer, ref.fingerprint)
 
     def intervene(model: Any, strength: float | None) -> AbstractContextManager[Any]:
         return capped(model, loaded, alpha=strength)
+
+    def gauge() -> Gauge:
+        from karma_electric.cli.chat_drift import open_gauge
+
+        return open_gauge(model, tokenizer, loaded, found, ref.fingerprint)
 
     strength = loaded.spec.alpha if alpha is None else alpha
     print(f"{describe(loaded.spec)}; alpha now {strength:g}", file=sys.stderr)
@@ -144,7 +128,27 @@ def open_session(
         system if system is not None else axis.toward,
         strength,
         has_cap=True,
+        model=str(ref.path),
+        cap=str(found.resolve()),
+        open_gauge=gauge,
     )
+
+
+def open_cap(
+    file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fingerprint: str, *, warn: bool = True
+) -> tuple[Cap, Axis]:
+    """Read a cap for a loaded model; with `warn`, say on stderr what does not go with it.
+
+    Raises:
+        ArtifactError: it is for a model of another shape.
+    """
+    from karma_electric.steer.compat import check_cap
+    from karma_electric.steer.spec import load_cap
+
+    cap, axis = load_cap(file)
+    for warning in check_cap(model, tokenizer, cap, axis, fingerprint) if warn else ():
+        print(f"warning: {warning}", file=sys.stderr)
+    return cap, axis
 
 
 def find_cap(model: Path, given: Path | None, *, needed: bool) -> Path | None:
@@ -191,115 +195,3 @@ def run_persona(model: Path) -> str | None:
     from karma_electric.core.recipe import load_recipe
 
     return load_recipe(recipe).persona.system_prompt
-
-
-def interactive(session: Session, *, compare: bool) -> None:
-    """Read lines and answer them until the end of input."""
-    from karma_electric.core.errors import InputError, KarmaError
-    from karma_electric.core.messages import assistant, user
-
-    print("Type a message, or /help.", file=sys.stderr)
-    history: Conversation = []
-    last: str | None = None
-    while True:
-        try:
-            line = input("\nyou> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        except UnicodeDecodeError:
-            print("error: That line is not UTF-8. Set the terminal to UTF-8.", file=sys.stderr)
-            continue
-        try:
-            if not line:
-                continue
-            if line.startswith("/"):
-                command, _, argument = line.partition(" ")
-                if command == "/quit":
-                    return
-                if command == "/help":
-                    print(_HELP)
-                elif command == "/reset":
-                    history, last = [], None
-                    print("(forgotten)")
-                elif command == "/alpha":
-                    session.alpha = _read_alpha(argument, session)
-                    print(f"(alpha {session.alpha:g})")
-                elif command == "/compare":
-                    if last is None:
-                        raise InputError("Nothing to compare yet.", "Ask something first.")
-                    print_comparison(session, _conversation(session, history[:-2], last))
-                else:
-                    raise InputError(f"{command} is not a command.", "Type /help for the list.")
-                continue
-            conversation = _conversation(session, history, line)
-            if compare:
-                answer = print_comparison(session, conversation)
-            else:
-                answer = _print_stream(session.engine.stream(conversation, session.sampling, alpha=_alpha(session)))
-            history += [user(line), assistant(answer or "(no answer)")]
-            last = line
-        except KarmaError as error:
-            print(f"error: {error}", file=sys.stderr)
-
-
-def _read_alpha(text: str, session: Session) -> float:
-    from karma_electric.core.errors import InputError, MissingError
-
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value <= 1.0:
-        raise InputError(f"/alpha {text!r} is not a number from 0 to 1.", "For example: /alpha 0.5")
-    if value and not session.has_cap:
-        raise MissingError("There is no cap for this model.", "Start again with --cap.")
-    return value
-
-
-def _print_stream(pieces: Iterator[str]) -> str:
-    """Print an answer as it comes; Ctrl-C ends the answer, not the program."""
-    answer = ""
-    try:
-        for piece in pieces:
-            print(piece, end="", flush=True)
-            answer += piece
-    except KeyboardInterrupt:
-        pieces.close()  # type: ignore[attr-defined]
-        print(" (stopped)", end="")
-    print()
-    return answer.strip()
-
-
-def print_comparison(session: Session, conversation: Conversation) -> str:
-    """Print the capped and the uncapped answer, side by side on a wide terminal. Returns the capped one."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    strengths = (session.alpha, 0.0)
-    completions = [session.engine.generate([conversation], session.sampling, alpha=a)[0] for a in strengths]
-    rate = completions[0].cap_rate
-    measured = "" if rate is None else f" ({rate:.0%} of tokens)"
-    capped = f"capped, alpha {session.alpha:g}{measured}" if session.alpha else "alpha 0, not capped"
-    titles = [capped, "uncapped"]
-    width = shutil.get_terminal_size((80, 24)).columns
-    if width >= 80:
-        table = Table(*titles, expand=True, width=width)
-        table.add_row(*(Text(c.text) for c in completions))
-        Console(width=width).print(table)
-    else:
-        for title, completion in zip(titles, completions, strict=True):
-            print(f"--- {title}\n{completion.text}\n")
-    return completions[0].text
-
-
-def _conversation(session: Session, history: Conversation, line: str) -> Conversation:
-    from karma_electric.core.messages import system, user
-
-    opening = [] if session.system_prompt is None else [system(session.system_prompt)]
-    return [*opening, *history, user(line)]
-
-
-def _alpha(session: Session) -> float | None:
-    return session.alpha if session.has_cap else None

@@ -16,6 +16,9 @@ from karma_electric.core.messages import Conversation, as_dicts, assistant, syst
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What Llama 3.1's template writes where it is told no date. It is always told this one: its successors would write
+# today's, and a prompt that changes from day to day is not the one that a model, an axis or a test was made with.
+DATE = "26 Jul 2024"
 _PROBES: tuple[Conversation, ...] = (
     [user("one"), assistant("two")],
     [
@@ -36,19 +39,25 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
     """A conversation as the text a model continues, ending with the assistant's header."""
-    rendered: str = tokenizer.apply_chat_template(as_dicts(conversation), tokenize=False, add_generation_prompt=True)
+    rendered: str = tokenizer.apply_chat_template(
+        as_dicts(conversation), tokenize=False, add_generation_prompt=True, date_string=DATE
+    )
     return rendered
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
     """The same as token ids. Never render and tokenise again: that adds a second BOS."""
-    encoded = tokenizer.apply_chat_template(as_dicts(conversation), add_generation_prompt=True, return_dict=True)
+    encoded = tokenizer.apply_chat_template(
+        as_dicts(conversation), add_generation_prompt=True, return_dict=True, date_string=DATE
+    )
     return list(encoded["input_ids"])
 
 
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
     """Token ids of a whole conversation, the last answer and its end-of-turn included."""
-    encoded = tokenizer.apply_chat_template(as_dicts(conversation), add_generation_prompt=False, return_dict=True)
+    encoded = tokenizer.apply_chat_template(
+        as_dicts(conversation), add_generation_prompt=False, return_dict=True, date_string=DATE
+    )
     return list(encoded["input_ids"])
 
 
@@ -108,7 +117,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, temp
     try:
         return [
             tokenizer.apply_chat_template(
-                as_dicts(turns), chat_template=template, tokenize=False, add_generation_prompt=ask
+                as_dicts(turns), chat_template=template, tokenize=False, add_generation_prompt=ask, date_string=DATE
             )
             for turns, ask in ((conversation, False), (conversation[:-1], True))
         ]

@@ -280,12 +280,19 @@ def _run(job: Job, out: Path, followers: _Followers, *, force: bool) -> Axis:
     def execute(folder: Path, progress: Progress) -> None:
         from karma_electric.models.blocks import layer_range
         from karma_electric.steer.axis import save_axis
-        from karma_electric.steer.extract import forget_chunks
+        from karma_electric.steer.diagnose import diagnose
+        from karma_electric.steer.diagnostics import DIAGNOSTICS_FILE, write_diagnostics
+        from karma_electric.steer.extract import forget_chunks, iter_chunks
         from karma_electric.steer.figures import plot_norms
 
         axis = followers.extract(job, folder, progress)
         save_axis(axis, folder / AXIS_FILE)
-        plot_norms(axis, layer_range(axis.n_layers, layers=job.layers, depth=job.depth), folder / "norms.png")
+        layers = layer_range(axis.n_layers, layers=job.layers, depth=job.depth)
+        diagnostics = None
+        if axis.n > 1:  # one prompt says nothing of other prompts
+            diagnostics = diagnose(lambda: iter_chunks(folder), progress=progress)
+            write_diagnostics(diagnostics, folder / DIAGNOSTICS_FILE)
+        plot_norms(axis, layers, folder / "norms.png", diagnostics)
         forget_chunks(folder)
 
     config = {**job.settings, "toward": job.contrast.toward, "away": list(job.contrast.away)}
@@ -360,3 +367,4 @@ def _print(axis: Axis, out: Path) -> None:
             f"{site:<6} {block:>14} {axis.norms[site][block]:>9.3g} {of['norm_to_error'][block]:>10.1f} "
             f"{of['d_prime'][block]:>15.2f}"
         )
+    print(f"Is it real? karma axis show {out}")

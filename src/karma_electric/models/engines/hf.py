@@ -9,12 +9,12 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from karma_electric.core.errors import InputError
 from karma_electric.core.messages import Conversation
 from karma_electric.models.chat_template import prompt_ids
-from karma_electric.models.engines.protocol import Completion, Sampling, Usage
+from karma_electric.models.engines.protocol import Completion, Drift, OnDrift, Sampling, TokenDrift, Usage
 from karma_electric.models.loading import end_of_turn_ids
 
 if TYPE_CHECKING:
@@ -27,6 +27,17 @@ class Meter(Protocol):
 
     def response_rates(self, lengths: Sequence[int]) -> list[float]:
         """Share of each row's response tokens that were changed."""
+
+
+@runtime_checkable
+class DriftMeter(Meter, Protocol):
+    """A meter that reads the drift of tokens as well."""
+
+    def drifts(self, lengths: Sequence[int]) -> list[Drift]:
+        """Drift of each row's response tokens; a last token that was not fed back is None."""
+
+    def last(self) -> TokenDrift:
+        """Drift of the token that went through the model last; for a batch of one."""
 
 
 Intervention = Callable[["PreTrainedModel", "float | None"], AbstractContextManager[Meter]]
@@ -69,25 +80,37 @@ class HfEngine:
             torch.manual_seed(sampling.seed)
             output = self._model.generate(input_ids=ids, attention_mask=mask, **self._options(sampling))
         answers = [self._until_stop(row) for row in output[:, longest:].tolist()]
-        rates = meter.response_rates([len(a) for a, _ in answers]) if meter is not None else None
+        lengths = [len(answer) for answer, _ in answers]
+        rates = meter.response_rates(lengths) if meter is not None else None
+        drifts = meter.drifts(lengths) if isinstance(meter, DriftMeter) else None
         return [
             Completion(
                 text=self._tokenizer.decode(answer, skip_special_tokens=True).strip(),
                 finish_reason="stop" if stopped else "length",
                 usage=Usage(prompt_tokens=len(prompts[row]), completion_tokens=len(answer)),
                 cap_rate=rates[row] if rates is not None else None,
+                drift=drifts[row] if drifts is not None else None,
             )
             for row, (answer, stopped) in enumerate(answers)
         ]
 
-    def stream(self, conversation: Conversation, sampling: Sampling, *, alpha: float | None = None) -> Iterator[str]:
-        """Yield the answer as it is decoded. Closing the iterator stops the generation."""
+    def stream(
+        self,
+        conversation: Conversation,
+        sampling: Sampling,
+        *,
+        alpha: float | None = None,
+        on_drift: OnDrift | None = None,
+    ) -> Iterator[str]:
+        """Yield the answer as it is decoded. Closing the iterator stops the generation.
+
+        `on_drift` is called between the pieces, in the reader's thread, for every token but the end-of-turn.
+        """
         import torch
-        from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+        from transformers import StoppingCriteria, StoppingCriteriaList
 
         prompt = self._prompt(conversation, sampling)
         ids = torch.tensor([prompt], device=self._model.device)
-        streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
         cancelled = threading.Event()
         failure: list[BaseException] = []
 
@@ -95,7 +118,7 @@ class HfEngine:
             def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
                 return torch.full((input_ids.shape[0],), cancelled.is_set(), device=input_ids.device)
 
-        def work() -> None:
+        def work(streamer: Any) -> None:
             try:
                 with torch.inference_mode():
                     torch.manual_seed(sampling.seed)
@@ -110,11 +133,17 @@ class HfEngine:
                 failure.append(error)
                 streamer.end()
 
-        with self._intervene(alpha):
-            thread = threading.Thread(target=work, daemon=True)
+        with self._intervene(alpha) as meter:
+            measured = meter if on_drift is not None and isinstance(meter, DriftMeter) else None
+            streamer = _streamer(self._tokenizer, measured, self._stop_ids)
+            thread = threading.Thread(target=work, args=(streamer,), daemon=True)
             thread.start()
             try:
-                yield from streamer
+                for piece in streamer:
+                    if isinstance(piece, str):
+                        yield piece
+                    else:
+                        cast("OnDrift", on_drift)(*piece)
             finally:
                 cancelled.set()
                 thread.join()
@@ -161,3 +190,34 @@ class HfEngine:
             if token in self._stop_ids:
                 return ids[:position], True
         return ids, False
+
+
+def _streamer(
+    tokenizer: PreTrainedTokenizerBase, meter: DriftMeter | None, stop_ids: Sequence[int]
+) -> Iterator[str | tuple[str, TokenDrift | None]]:
+    """What `generate` streams to: pieces of text and, with a meter, (text of a token, its drift) one token later.
+
+    A token is handed over when it has been chosen; its own drift is known when it has been fed back, which is just
+    before the next one is handed over.
+    """
+    from transformers import TextIteratorStreamer
+
+    class Streamer(TextIteratorStreamer):  # type: ignore[misc]
+        chosen: int | None = None  # the last token handed over, not fed back yet
+
+        def put(self, value: torch.Tensor) -> None:
+            if meter is not None and not self.next_tokens_are_prompt:
+                if self.chosen is not None:
+                    self.text_queue.put((tokenizer.decode([self.chosen]), meter.last()))
+                self.chosen = int(value)
+            super().put(value)
+
+        def end(self) -> None:
+            if self.chosen is not None and self.chosen not in stop_ids:
+                self.text_queue.put((tokenizer.decode([self.chosen]), None))
+            super().end()
+
+    return cast(
+        "Iterator[str | tuple[str, TokenDrift | None]]",
+        Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+    )

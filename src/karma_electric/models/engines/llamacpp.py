@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from karma_electric.core.errors import ArtifactError, InputError, MissingError
 from karma_electric.core.extras import require
 from karma_electric.core.messages import Conversation, as_dicts
-from karma_electric.models.engines.protocol import Completion, Sampling, Usage
+from karma_electric.models.engines.protocol import Completion, OnDrift, Sampling, Usage
 
 Precision = Literal["fast", "exact"]
 _RANDOM_SEED = (1 << 32) - 1  # llama.cpp's word for "any seed"
@@ -110,8 +110,15 @@ class LlamaCppEngine:
         with ThreadPoolExecutor(self._slots) as pool:
             return [_completion(answer) for answer in pool.map(self._complete, requests)]
 
-    def stream(self, conversation: Conversation, sampling: Sampling, *, alpha: float | None = None) -> Iterator[str]:
-        """Yield the answer piece by piece. Closing the iterator stops the decoding.
+    def stream(
+        self,
+        conversation: Conversation,
+        sampling: Sampling,
+        *,
+        alpha: float | None = None,
+        on_drift: OnDrift | None = None,
+    ) -> Iterator[str]:
+        """Yield the answer piece by piece. Closing the iterator stops the decoding. No drift is measured.
 
         Raises:
             InputError: an alpha is given, or the conversation is longer than the context.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from karma_electric.core.messages import Conversation
 
@@ -30,17 +30,83 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class TokenDrift:
+    """How far one token's residual stream lies along the axis, away from the persona (see steer/drift.py).
+
+    Attributes:
+        drift: mean over the capped blocks of (projection - threshold) / scale; positive is beyond the ceiling.
+        share_above: share of the capped blocks in which the projection is above the threshold.
+        projections: the raw projection at each capped block, in the cap's order.
+    """
+
+    drift: float
+    share_above: float
+    projections: tuple[float, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"drift": self.drift, "share_above": self.share_above, "projections": list(self.projections)}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The drift of a run of tokens: an answer, or the content of a turn.
+
+    A token's drift is read at its own position, when it is fed back. None marks one that never was: the last token
+    of an answer that was cut at its limit.
+    """
+
+    tokens: tuple[TokenDrift | None, ...]
+
+    @property
+    def measured(self) -> tuple[TokenDrift, ...]:
+        """The tokens that have a drift."""
+        return tuple(token for token in self.tokens if token is not None)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean drift of the tokens; None without any."""
+        return _mean([token.drift for token in self.measured])
+
+    @property
+    def max(self) -> float | None:
+        """Highest drift of a token; None without any."""
+        return max((token.drift for token in self.measured), default=None)
+
+    @property
+    def share_above(self) -> float | None:
+        """Share of (token, capped block) pairs above the threshold: the cap rate, where a cap acts."""
+        return _mean([token.share_above for token in self.measured])
+
+    def as_dict(self, *, tokens: bool = True) -> dict[str, Any]:
+        """As JSON, with or without the single tokens."""
+        summary = {"mean": self.mean, "max": self.max, "share_above": self.share_above}
+        return summary | ({"tokens": [t and t.as_dict() for t in self.tokens]} if tokens else {})
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+@dataclass(frozen=True)
 class Completion:
-    """One answer. `cap_rate` is the share of (token, capped layer) pairs the cap moved, None without a cap."""
+    """One answer.
+
+    `cap_rate` is the share of (token, capped layer) pairs the cap moved, None without a cap. `drift` is None where
+    the engine measures none.
+    """
 
     text: str
     finish_reason: FinishReason
     usage: Usage
     cap_rate: float | None = None
+    drift: Drift | None = None
 
 
 # Called with each piece of text as it is decoded.
 OnText = Callable[[str], None]
+# Called with the text of each token of an answer and its drift, as soon as that is known: one token later.
+OnDrift = Callable[[str, "TokenDrift | None"], None]
 
 
 class Engine(Protocol):
@@ -61,5 +127,12 @@ class Engine(Protocol):
             alpha: strength of the cap for this call; None is the engine's own, 0 is off.
         """
 
-    def stream(self, conversation: Conversation, sampling: Sampling, *, alpha: float | None = None) -> Iterator[str]:
-        """Yield the answer piece by piece."""
+    def stream(
+        self,
+        conversation: Conversation,
+        sampling: Sampling,
+        *,
+        alpha: float | None = None,
+        on_drift: OnDrift | None = None,
+    ) -> Iterator[str]:
+        """Yield the answer piece by piece. An engine that measures drift tells `on_drift` that of every token."""

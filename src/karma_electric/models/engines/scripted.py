@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from karma_electric.core.messages import Conversation
-from karma_electric.models.engines.protocol import Completion, Sampling, Usage
+from karma_electric.models.engines.protocol import Completion, OnDrift, Sampling, Usage
 
 Script = Callable[[Conversation], str]
 
@@ -42,8 +42,15 @@ class ScriptedEngine:
         self.calls.append(list(conversations))
         return [self._complete(conversation, sampling) for conversation in conversations]
 
-    def stream(self, conversation: Conversation, sampling: Sampling, *, alpha: float | None = None) -> Iterator[str]:
-        """Yield the scripted answer word by word."""
+    def stream(
+        self,
+        conversation: Conversation,
+        sampling: Sampling,
+        *,
+        alpha: float | None = None,
+        on_drift: OnDrift | None = None,
+    ) -> Iterator[str]:
+        """Yield the scripted answer word by word. It has no drift."""
         self.calls.append([conversation])
         words = self._complete(conversation, sampling).text.split(" ")
         for number, word in enumerate(words):

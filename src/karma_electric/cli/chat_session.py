@@ -1,0 +1,237 @@
+"""A conversation with a model in a terminal: lines, commands, streamed answers, two answers side by side."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from karma_electric.cli.chat_drift import Gauge, OpenGauge
+    from karma_electric.core.messages import Conversation
+    from karma_electric.models.engines.protocol import Engine, Sampling
+
+_HELP = """\
+  /alpha 0.3    change the strength of the cap (0 off, 0.5 soft, 1 hard)
+  /compare      answer the last question again, capped and uncapped side by side
+  /drift        tell how far each answer goes from the persona; again to stop
+  /save FILE    write the conversation to a .json file, for karma drift
+  /reset        forget the conversation
+  /quit         leave (so does Ctrl-D); Ctrl-C stops an answer"""
+
+
+@dataclass
+class Session:
+    """A model ready to talk to.
+
+    Attributes:
+        engine: answers.
+        sampling: how.
+        system_prompt: opens every conversation, None for none.
+        alpha: strength of the cap now.
+        has_cap: whether there is one.
+        model, cap: folder and cap.json, for what is saved.
+        open_gauge: makes what measures drift; None without a cap.
+        gauge: the one that is in use while drift is told.
+        history: the conversation so far, without the system prompt.
+        saved: files this session has written, which it may write again.
+    """
+
+    engine: Engine
+    sampling: Sampling
+    system_prompt: str | None
+    alpha: float
+    has_cap: bool
+    model: str | None = None
+    cap: str | None = None
+    open_gauge: OpenGauge | None = None
+    gauge: Gauge | None = None
+    history: Conversation = field(default_factory=list)
+    saved: set[Path] = field(default_factory=set)
+
+    def switch_drift(self, *, on: bool) -> None:
+        """Tell the drift of answers from now on, or stop.
+
+        Raises:
+            MissingError: there is no cap, or nothing tells what drift is usual.
+        """
+        from karma_electric.core.errors import MissingError
+
+        if not on:
+            self.gauge = None
+            return
+        if self.open_gauge is None:
+            raise MissingError(
+                "There is no cap for this model, so no ceiling to drift over.", "Start again with --cap."
+            )
+        self.gauge = self.open_gauge()
+
+    def conversation(self, history: Conversation, line: str | None = None) -> Conversation:
+        """The system prompt, what was said and, if given, a line of the user."""
+        from karma_electric.core.messages import system, user
+
+        opening = [] if self.system_prompt is None else [system(self.system_prompt)]
+        return [*opening, *history, *([] if line is None else [user(line)])]
+
+    @property
+    def answering(self) -> Engine:
+        """The engine that measures drift while that is on."""
+        return self.engine if self.gauge is None else self.gauge.engine
+
+    @property
+    def asked_alpha(self) -> float | None:
+        """The strength to ask the engine for."""
+        return self.alpha if self.has_cap else None
+
+
+def interactive(session: Session, *, compare: bool) -> None:
+    """Read lines and answer them until the end of input."""
+    from karma_electric.core.errors import KarmaError
+    from karma_electric.core.messages import assistant, user
+
+    print("Type a message, or /help.", file=sys.stderr)
+    while True:
+        try:
+            line = input("\nyou> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        except UnicodeDecodeError:
+            print("error: That line is not UTF-8. Set the terminal to UTF-8.", file=sys.stderr)
+            continue
+        try:
+            if not line:
+                continue
+            if line == "/quit":
+                return
+            if line.startswith("/"):
+                command, _, argument = line.partition(" ")
+                _obey(session, command, argument.strip())
+                continue
+            conversation = session.conversation(session.history, line)
+            answer = (print_comparison if compare else ask)(session, conversation)
+            session.history += [user(line), assistant(answer or "(no answer)")]
+        except KarmaError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+def _obey(session: Session, command: str, argument: str) -> None:
+    """Carry out a line that starts with a slash."""
+    from karma_electric.core.errors import InputError
+
+    if command == "/help":
+        print(_HELP)
+    elif command == "/reset":
+        session.history.clear()
+        print("(forgotten)")
+    elif command == "/alpha":
+        session.alpha = _read_alpha(argument, session)
+        print(f"(alpha {session.alpha:g})")
+    elif command == "/drift":
+        session.switch_drift(on=session.gauge is None)
+        if session.gauge is None:
+            print("(drift is no longer told)")
+            return
+        if session.history:
+            session.gauge.print_so_far(session.conversation(session.history), session.alpha)
+        print(f"(drift on; an answer is beyond the alarm level above {session.gauge.alarm.level:+.2f} sd)")
+    elif command == "/save":
+        save(session, argument)
+    elif command == "/compare":
+        if not session.history:
+            raise InputError("Nothing to compare yet.", "Ask something first.")
+        print_comparison(session, session.conversation(session.history[:-1]))
+    else:
+        raise InputError(f"{command} is not a command.", "Type /help for the list.")
+
+
+def save(session: Session, name: str) -> None:
+    """Write the conversation so far. A file that this session has not written is never replaced.
+
+    Raises:
+        InputError: nothing was said yet, no name, a file that is there, or one that cannot be written.
+    """
+    from karma_electric.core.errors import InputError
+    from karma_electric.core.transcripts import Transcript, save_transcript
+
+    if not session.history:
+        raise InputError("There is nothing to save yet.", "Ask something first.")
+    if not name:
+        raise InputError("/save needs the name of a file.", "For example: /save chat.json")
+    file = Path(name).expanduser().resolve()
+    if file.exists() and file not in session.saved:
+        raise InputError(f"{name} is there already, and not from this chat.", "Give another name.")
+    conversation = session.conversation(session.history)
+    strength = session.alpha if session.has_cap else None
+    try:
+        save_transcript(Transcript(name, conversation, session.model, session.cap, strength), file)
+    except OSError as error:
+        raise InputError(f"{name} cannot be written ({error.strerror}).", "Give another place.") from None
+    session.saved.add(file)
+    print(f"(saved: karma drift {name})" if session.has_cap else f"(saved to {name})")
+
+
+def ask(session: Session, conversation: Conversation, *, keep_what_was_said: bool = True) -> str:
+    """Print an answer as it comes, and return it. Ctrl-C ends the answer and, unless what was said so far is kept,
+    the program.
+    """
+    gauge = session.gauge
+    pieces = session.answering.stream(
+        conversation, session.sampling, alpha=session.asked_alpha, on_drift=None if gauge is None else gauge.listen()
+    )
+    answer = ""
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+            answer += piece
+    except KeyboardInterrupt:
+        pieces.close()  # type: ignore[attr-defined]
+        if not keep_what_was_said:
+            raise
+        print(" (stopped)", end="")
+    print()
+    if gauge is not None:
+        print(f"  {gauge.line()}")
+    return answer.strip()
+
+
+def print_comparison(session: Session, conversation: Conversation) -> str:
+    """Print the capped and the uncapped answer, side by side on a wide terminal. Returns the capped one."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    strengths = (session.alpha, 0.0)
+    completions = [session.answering.generate([conversation], session.sampling, alpha=a)[0] for a in strengths]
+    rate = completions[0].cap_rate
+    measured = "" if rate is None else f" ({rate:.0%} of tokens)"
+    capped = f"capped, alpha {session.alpha:g}{measured}" if session.alpha else "alpha 0, not capped"
+    titles = [capped, "uncapped"]
+    width = shutil.get_terminal_size((80, 24)).columns
+    if width >= 80:
+        table = Table(*titles, expand=True, width=width)
+        table.add_row(*(Text(c.text) for c in completions))
+        Console(width=width).print(table)
+    else:
+        for title, completion in zip(titles, completions, strict=True):
+            print(f"--- {title}\n{completion.text}\n")
+    for title, completion in zip(titles, completions, strict=True):
+        if session.gauge is not None and completion.drift is not None:
+            print(f"  {title}: {session.gauge.line_of(completion.drift)}")
+    return completions[0].text
+
+
+def _read_alpha(text: str, session: Session) -> float:
+    from karma_electric.core.errors import InputError, MissingError
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise InputError(f"/alpha {text!r} is not a number from 0 to 1.", "For example: /alpha 0.5")
+    if value and not session.has_cap:
+        raise MissingError("There is no cap for this model.", "Start again with --cap.")
+    return value
