@@ -5,8 +5,8 @@ a whole forward pass with its logits, four system prompts (the persona and three
 the last token. Both sites are hooked, so that all directions can be compared.
 
 Both run in one process, in turns, so that both see the same machine: our extraction is stopped after every chunk, its
-clock with it, and the other side does as many prompts (25). Everything that either does is counted, our rendering,
-shared prefixes, chunk files and second pass included; loading the model is not.
+clock with it, and the other side does the same prompts. Everything that either does is counted, our rendering, shared
+prefixes, chunk files and second pass included; loading the model is not.
 
     python benchmarks/extract.py [--prompts 200] [--parts] [--out results/benchmarks/extract.json]
 """
@@ -14,6 +14,7 @@ shared prefixes, chunk files and second pass included; loading the model is not.
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -33,8 +34,10 @@ from karma_electric.models.loading import load_model, load_tokenizer
 from karma_electric.models.refs import resolve
 from karma_electric.steer.activations import all_sites
 from karma_electric.steer.contrast import ContrastSet, load_prompts
+from karma_electric.steer.extract import _CHUNK as CHUNK
 from karma_electric.steer.extract import extract
 from karma_electric.steer.prefix import WHOLE, Reading, common_prefix, read, share
+from karma_electric.steer.reader import by_length
 
 TARGET_RATIO, TARGET_COSINE = 5.0, 0.99999
 
@@ -84,24 +87,28 @@ class Original:
 
 
 class Turns(Silent):
-    """Stops our clock after every chunk of the first pass, and lets the other side do as many prompts."""
+    """Stops our clock after every chunk of the first pass, and lets the other side do the same prompts."""
 
     def __init__(self, other: Callable[[Sequence[str]], None], prompts: Sequence[str]) -> None:
         self.other, self.prompts = other, prompts
         self.done = 0
         self.theirs = 0.0
+        self.slices: list[dict[str, float]] = []
         self.started = time.perf_counter()
 
     def update(self, done: int, total: int, note: str = "") -> None:
         if "contrast prompts" not in note:
             return
         began = time.perf_counter()
-        part = self.prompts[self.done : len(self.prompts) * done // total if done == total else self.done + 25]
+        ours = began - self.started - self.theirs
+        part = self.prompts[self.done : self.done + CHUNK]
         self.other(part)
         self.done += len(part)
-        self.theirs += time.perf_counter() - began
-        ours = time.perf_counter() - self.started - self.theirs
-        print(f"  {self.done:>4} prompts: {self.theirs:7.1f} s one by one, {ours:7.1f} s ours", flush=True)
+        theirs = time.perf_counter() - began
+        self.theirs += theirs
+        before = sum(slice_["seconds_ours"] for slice_ in self.slices)
+        self.slices.append({"prompts": len(part), "seconds_one_by_one": theirs, "seconds_ours": ours - before})
+        print(f"  {self.done:>4} prompts: {theirs:6.1f} s one by one, {ours - before:6.1f} s ours", flush=True)
 
     def say(self, text: str) -> None:
         print(text)
@@ -122,7 +129,8 @@ def main() -> None:
     model, tokenizer = load_model(base.path, dtype="float32", device="cpu"), load_tokenizer(base.path)
     prompts = load_prompts(find("suites", recipe.axis.contrast))[: asked.prompts]
     contrast = ContrastSet(prompts, recipe.persona.system_prompt, tuple(recipe.persona.away))
-    texts = [prompt.text for prompt in prompts]
+    ordered, _ = by_length(tokenizer, contrast, None)  # ours goes by length: let both do the same prompts in turn
+    texts = [prompt.text for prompt in ordered.prompts]
     original = Original(model, tokenizer, contrast.toward, contrast.away)
     original.last_token(contrast.toward, texts[0])  # the first pass of a process is slower
     with tempfile.TemporaryDirectory() as folder:
@@ -142,11 +150,15 @@ def main() -> None:
         "seconds_one_by_one": round(turns.theirs, 2),
         "seconds_ours": round(ours, 2),
         "ratio": round(turns.theirs / ours, 2),
+        "median_ratio_of_slices": round(
+            statistics.median(s["seconds_one_by_one"] / s["seconds_ours"] for s in turns.slices), 2
+        ),
         "min_cosine": min(float(values.min()) for values in cosine.values()),
     }
     print(f"one by one  {turns.theirs:8.1f} s")
     print(f"ours        {ours:8.1f} s")
     print(f"ratio       {figures['ratio']:8.2f}  (target: at least {TARGET_RATIO:g})")
+    print(f"of slices   {figures['median_ratio_of_slices']:8.2f}  (median; preparation is in the first slice)")
     print(f"min cosine  {figures['min_cosine']:.9f} over {2 * axis.n_layers} directions (target: {TARGET_COSINE})")
     if asked.parts:
         figures["parts"] = parts(model, tokenizer, contrast)

@@ -21,7 +21,7 @@ Key = tuple[Site, int]
 Keep = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
-_PASS_TOKENS = 32  # what a forward pass costs beside its tokens, in tokens, on the CPU
+PASS_TOKENS = 32  # what a forward pass costs beside its tokens, in tokens, on the CPU
 
 
 class _Enough(Exception):
@@ -152,7 +152,7 @@ def right_padded(sequences: Sequence[Sequence[int]], pad_id: int, device: Any) -
 
 
 def batches_by_length(
-    lengths: Sequence[int], batch_tokens: int, *, max_rows: int | None = None, pass_tokens: int = _PASS_TOKENS
+    lengths: Sequence[int], batch_tokens: int, *, max_rows: int | None = None, pass_tokens: int = PASS_TOKENS
 ) -> list[list[int]]:
     """Indices in batches of similar length, so that all passes together cost as little as they can.
 

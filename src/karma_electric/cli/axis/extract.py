@@ -80,8 +80,8 @@ def extract(
     both sites of every block in one pass. The direction points away from the persona. It belongs to this model alone:
     extract again after every training. A run that was stopped continues where it was.
 
-    Several processes share the work: accelerate launch -m karma_electric axis extract ... on GPUs, and without any
-    torchrun --nproc-per-node 2 -m karma_electric axis extract ...
+    Several processes share the work when started with accelerate launch -m karma_electric axis extract ... (on GPUs)
+    or torchrun --nproc-per-node 2 -m karma_electric axis extract ... (on the CPU).
 
     Example: karma axis extract runs/demo/merged axis --recipe demo.toml
     """
