@@ -23,7 +23,7 @@ from karma_electric.steer import checkpoint
 from karma_electric.steer.checkpoint import write_baked
 from karma_electric.steer.fit import fit_removals
 from karma_electric.steer.gather import gather
-from karma_electric.steer.insertion import Insertion, insert_in_memory
+from karma_electric.steer.insertion import Insertion, inserted
 from karma_electric.steer.neuron import FILE, Neurons, load_neurons, require_plain, save_neurons
 
 if TYPE_CHECKING:
@@ -151,9 +151,10 @@ def test_neurons_put_in_in_memory_are_the_checkpoint_s(
     from_file = written(source, neurons, tmp_path / "out", removed=removed)
     ids = torch.tensor([conversation_ids(tokenizer, UNSEEN[0])])
     before = logits_of(model, ids)
-    insert_in_memory(model, Insertion(neurons, removed, tiny.INTERMEDIATE), stored)
-    torch.testing.assert_close(logits_of(model, ids), logits_of(from_file, ids), rtol=1e-5, atol=1e-4)
-    assert not torch.allclose(logits_of(model, ids), before, atol=0.05)
+    with inserted(model, Insertion(neurons, removed, tiny.INTERMEDIATE), stored):
+        torch.testing.assert_close(logits_of(model, ids), logits_of(from_file, ids), rtol=1e-5, atol=1e-4)
+        assert not torch.allclose(logits_of(model, ids), before, atol=0.05)
+    assert torch.equal(logits_of(model, ids), before), "and it is taken out again"
 
 
 # Shards

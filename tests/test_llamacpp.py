@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tiny
 from karma_electric.core.errors import ArtifactError, InputError, MissingError
@@ -17,6 +21,7 @@ from karma_electric.core.messages import Conversation, as_dicts, assistant, syst
 from karma_electric.export import gguf as export
 from karma_electric.export.gguf import export_gguf
 from karma_electric.export.parity import check_parity
+from karma_electric.models.chat_template import prompt_ids, prompt_text
 from karma_electric.models.engines.llamacpp import LlamaCppEngine, compile_template
 from karma_electric.models.engines.protocol import Engine, Sampling
 
@@ -185,3 +190,62 @@ def test_parity_sees_a_wrong_weight_order(tiny_path: Path, tmp_path: Path, monke
 def test_parity_needs_prompts(tiny_path: Path, file: Path) -> None:
     with pytest.raises(InputError, match="prompt"):
         check_parity(tiny_path, file, prompts=[], system="")
+
+
+# Likeliest tokens, and the comparison along an answer's path (benchmarks/check_baked.py)
+
+
+def test_the_likeliest_tokens_have_the_log_probabilities_of_transformers(
+    engine: LlamaCppEngine, model, tokenizer
+) -> None:
+    prompts = [prompt_ids(tokenizer, conversation) for conversation in CONVERSATIONS[:3]]
+    texts = [prompt_text(tokenizer, conversation) for conversation in CONVERSATIONS[:3]]
+    answers = engine.greedy_top(prompts, 6, 10)
+    assert [tokens for tokens, _ in answers] == engine.greedy_tokens(texts, 6)
+    compared = 0
+    for prompt, (tokens, steps) in zip(prompts, answers, strict=True):
+        if not steps:
+            continue  # a token that ended inside a character
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + tokens[:-1]]), logits_to_keep=len(tokens)).logits[0]
+        for row, step in zip(logits.log_softmax(-1), steps, strict=True):
+            assert set(step) == set(row.topk(10).indices.tolist())
+            for token, log_probability in step.items():
+                assert log_probability == pytest.approx(float(row[token]), abs=5e-3)
+                compared += 1
+    assert compared >= 60
+
+
+@pytest.fixture(scope="module")
+def paths():
+    """benchmarks/paths.py."""
+    spec = importlib.util.spec_from_file_location("paths", Path(__file__).parents[1] / "benchmarks" / "paths.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["paths"] = module  # its dataclass looks itself up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@given(st.integers(0, 2**31), st.integers(1, 12))
+def test_kl_over_the_likeliest_is_at_most_the_whole_and_all_of_it_with_all_tokens(paths, seed: int, top: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    p, q = (torch.randn(12, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    whole = float((p.exp() * (p - q)).sum())
+    known = {int(token): float(q[token]) for token in q.topk(top).indices}
+    coarse = paths.coarse_kl(p, known)
+    assert 0 <= coarse <= whole + 1e-6
+    if top >= 11:
+        assert coarse == pytest.approx(whole, abs=1e-6)
+
+
+def test_a_model_agrees_with_its_own_answers_and_parts_where_a_token_is_changed(paths, model, tokenizer) -> None:
+    prompt = prompt_ids(tokenizer, CONVERSATIONS[0])
+    tokens: list[int] = []
+    for _ in range(6):
+        with torch.no_grad():
+            tokens.append(int(model(input_ids=torch.tensor([prompt + tokens])).logits[0, -1].argmax()))
+    same = paths.compare_paths(model, [paths.Answer(prompt, tokens, [])])
+    assert (same["identical"], same["common_prefix"], same["same_token"], same["kl_nats"]) == (1.0, 6.0, 1.0, None)
+    changed = [*tokens[:4], (tokens[4] + 1) % tiny.VOCABULARY, tokens[5]]
+    other = paths.compare_paths(model, [paths.Answer(prompt, changed, [])])
+    assert (other["identical"], other["common_prefix"]) == (0.0, 4.0)

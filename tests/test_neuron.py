@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,8 +26,6 @@ from karma_electric.steer.neuron import require_bakeable
 from karma_electric.steer.spec import Cap, CapSpec
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CALIBRATION = tiny.chats(64, seed=21)
@@ -88,6 +87,38 @@ def test_where_both_maps_are_exactly_linear_the_neuron_is_the_formula(
         hooked = logits_of(model, ids)
     torch.testing.assert_close(logits_of(baked, ids), hooked, rtol=1e-3, atol=2e-3)
     assert not torch.allclose(logits_of(model, ids), hooked, atol=0.1)
+
+
+def test_the_example_of_the_docs_is_right() -> None:
+    """The table in docs/cap-neuron.md, number by number."""
+    a = torch.tensor([[3, 2, 0], [3, 0.5, 4], [3, 3, 3]], dtype=torch.float64)
+    v, t, alpha, beta = torch.tensor([0.0, 1, 0], dtype=torch.float64), 1.0, 0.5, 100.0
+    rho = a.pow(2).mean(-1).sqrt()
+    x = a / rho[:, None]
+    g = torch.tensor([-1 / 3, 1, 0], dtype=torch.float64)
+    u = torch.tensor([0.5685, 0, 0.6122], dtype=torch.float64)
+    rho_mean = (rho[0] + rho[2]) / 2
+    assert rho.tolist() == pytest.approx([2.0817, 2.9011, 3.0], abs=5e-5)
+    assert (x @ g).tolist() == pytest.approx([0.4804, -0.1723, 0.6667], abs=5e-5)
+    assert (x @ g).tolist() == pytest.approx(((a @ v - t) / rho).tolist())
+    assert (x @ u).tolist() == pytest.approx([0.8193, 1.4320, 1.1807], abs=2e-4)
+    assert float(rho_mean) == pytest.approx(2.5408, abs=5e-5)
+    down = -alpha * rho_mean / beta
+    assert float(down) == pytest.approx(-0.012704, abs=5e-7)
+    added = torch.nn.functional.silu(x @ (beta * g)) * (x @ u) * down
+    assert added.tolist() == pytest.approx([-0.5, 0.0, -1.0], abs=2e-4)
+    page = (Path(__file__).parents[1] / "docs" / "cap-neuron.md").read_text(encoding="utf-8")
+    for number in (
+        "2.0817",
+        "2.9011",
+        "(-0.3333, 1, 0)",
+        "(0.5685, 0, 0.6122)",
+        "2.5408",
+        "-0.012704",
+        "1.4320",
+        "1.1807",
+    ):
+        assert number in page
 
 
 def test_a_sharper_neuron_is_closer_to_the_hard_corner(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -6,9 +6,10 @@ take over. Which tensors there are, and where they are stored, is the caller's b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from karma_electric.models.blocks import decoder_blocks
 from karma_electric.steer.neuron import Neuron, Neurons, Removals
@@ -123,19 +124,27 @@ def _place(name: str) -> _Place | None:
     return _Place(int(parts[parts.index("layers") + 1]), parts[-2], parts[-1] == "bias")
 
 
-def insert_in_memory(model: PreTrainedModel, insertion: Insertion, stored: torch.dtype) -> None:
-    """Change a model's capped MLPs to what they would be in a checkpoint that is stored in `stored`.
+@contextlib.contextmanager
+def inserted(model: PreTrainedModel, insertion: Insertion, stored: torch.dtype) -> Iterator[None]:
+    """While open, a model's capped MLPs are what they would be in a checkpoint that is stored in `stored`.
 
     The same function as the checkpoint, except that MLPs without a neuron do not grow by zeros.
     """
     import torch
 
     blocks = decoder_blocks(model)
-    for layer in insertion.neurons:
-        for child, projection in blocks[layer].mlp.named_children():
-            if child not in _PROJECTIONS:
-                continue
-            for kind, parameter in list(projection.named_parameters()):
-                name = f"layers.{layer}.mlp.{child}.{kind}"
-                changed = insertion.apply(name, parameter.detach().to(stored)).to(parameter)
-                setattr(projection, kind, torch.nn.Parameter(changed, requires_grad=False))
+    kept: list[tuple[Any, str, Any]] = []
+    try:
+        for layer in insertion.neurons:
+            for child, projection in blocks[layer].mlp.named_children():
+                if child not in _PROJECTIONS:
+                    continue
+                for kind, parameter in list(projection.named_parameters()):
+                    name = f"layers.{layer}.mlp.{child}.{kind}"
+                    changed = insertion.apply(name, parameter.detach().to(stored)).to(parameter)
+                    kept.append((projection, kind, parameter))
+                    setattr(projection, kind, torch.nn.Parameter(changed, requires_grad=False))
+        yield
+    finally:
+        for projection, kind, parameter in kept:
+            setattr(projection, kind, parameter)

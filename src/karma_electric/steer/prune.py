@@ -50,9 +50,8 @@ class Moments:
         self.tokens = 0
 
     def add(self, h: torch.Tensor) -> None:
-        """Add activations [tokens, intermediate]."""
-        h = h.double()
-        product = h.T @ h
+        """Add activations float32 [tokens, intermediate]: products of a batch in float32, their sum in float64."""
+        product = (h.T @ h).double()
         self.total = product if self.total is None else self.total + product
         self.tokens += h.shape[0]
 

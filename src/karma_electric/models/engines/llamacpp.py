@@ -181,6 +181,30 @@ class LlamaCppEngine:
             answers = list(pool.map(lambda request: self._http("POST", "/completion", request), requests))
         return [[int(token) for token in answer["tokens"]] for answer in answers]
 
+    def greedy_top(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, top: int
+    ) -> list[tuple[list[int], list[dict[int, float]]]]:
+        """Greedy answers to prompts of token ids, and at every token the log-probabilities of the `top` likeliest.
+
+        llama.cpp leaves out the steps of tokens that end inside a character: the second list is empty then.
+        """
+
+        def ask(prompt: Sequence[int]) -> tuple[list[int], list[dict[int, float]]]:
+            request = {
+                "prompt": list(prompt), "n_predict": max_new_tokens, "temperature": 0.0, "n_probs": top,
+                "return_tokens": True, "cache_prompt": False,
+            }  # fmt: skip
+            answer = self._http("POST", "/completion", request)
+            tokens = [int(token) for token in answer["tokens"]]
+            steps = [
+                {int(t["id"]): float(t["logprob"]) for t in step["top_logprobs"]}
+                for step in answer["completion_probabilities"]
+            ]
+            return tokens, steps if len(steps) == len(tokens) else []
+
+        with ThreadPoolExecutor(self._slots) as pool:
+            return list(pool.map(ask, prompts))
+
     def _request(self, conversation: Conversation, sampling: Sampling, seed: int) -> dict[str, Any]:
         return self._prompt(self.render(conversation), sampling, seed)
 
