@@ -102,7 +102,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def whole(run: Path, names: tuple[str, ...] = Chain.names) -> bool:
     """Whether every stage is in place, undamaged, and no half-written or replaced file is left over."""
-    left_over = [p for p in run.rglob("*") if p.name.startswith(".replaced") or p.name.endswith(".tmp")]
+    left_over = [p for p in run.rglob("*") if p.name.startswith(".karma-replaced") or p.name.endswith(".tmp")]
     return not left_over and all((run / name / MANIFEST).exists() and not damage(run / name) for name in names)
 
 
@@ -433,6 +433,18 @@ def test_a_torn_temporary_file_is_not_sealed_with_the_rest(chain: Chain) -> None
     (chain.run / ".partial" / "b" / ".out.txt.123.tmp").write_text("hal")
     chain.go()
     assert sorted(read_manifest(chain.run / "b").files) == ["out.txt", "step-1"]
+
+
+def test_files_of_others_beside_the_stages_are_left_alone(chain: Chain) -> None:
+    """A verb that makes one folder works in the folder around it, which may be the user's own."""
+    chain.run.mkdir()
+    kept = [chain.run / ".notes.tmp", chain.run / ".replaced" / "mine.txt", chain.run / ".x.tmp" / "y"]
+    for file in kept:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("precious")
+    chain.go()
+    chain.go()
+    assert [file.read_text() for file in kept] == ["precious"] * 3
 
 
 def test_a_crash_between_sealing_and_renaming_loses_nothing(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ from karma_electric.core.errors import ArtifactError, BusyError, InputError, Mis
 from karma_electric.core.progress import Progress
 
 _PARTIAL = ".partial"
-_REPLACED = ".replaced"
+_REPLACED = ".karma-replaced"
 
 State = Literal["done", "todo", "differs", "damaged", "foreign"]
 
@@ -208,7 +208,7 @@ def _refuse_other(run: Path, stage: Stage, force: bool) -> None:
     if state == "foreign":
         raise ArtifactError(
             f"{folder} is there and has no manifest: it was not made by karma, or lost its manifest.",
-            "Move it away, or choose another --run-dir; it is never deleted.",
+            "Move it away, or choose another folder (--run-dir, or OUT); it is never deleted.",
         )
     if force or state in ("todo", "done"):
         return
@@ -222,7 +222,7 @@ def _refuse_other(run: Path, stage: Stage, force: bool) -> None:
     changes += [f"the contents of {role} have changed since" for role in _changed_parents(run, manifest)]
     raise ArtifactError(
         f"{folder} was made from something else: {'; '.join(changes)}.",
-        "Replace it and what follows from it with --force, or keep it and choose another --run-dir.",
+        "Replace it and what follows from it with --force, or keep it and choose another folder (--run-dir, or OUT).",
     )
 
 
@@ -295,7 +295,8 @@ def _put_in_place(run: Path, stage: Stage, partial: Path) -> None:
 
 def _recover(run: Path, stages: Sequence[Stage]) -> None:
     """Finish what a kill between sealing and renaming left, and remove atomic writes that were cut off."""
-    for torn in (*run.glob(".*.tmp"), *(run / _PARTIAL).rglob(".*.tmp")):
+    # the folder may be the user's own (`karma bake ... OUT` works beside OUT): only what was written here may go
+    for torn in (*run.glob(".recipe.toml.*.tmp"), *(run / _PARTIAL).rglob(".*.tmp")):
         torn.unlink()
     for stage in stages:
         partial = _partial(run, stage)
@@ -319,7 +320,7 @@ def _locked(run: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise BusyError(
-            f"Another karma run is working in {run}.", "Wait for it to end, or use another --run-dir."
+            f"Another karma run is working in {run}.", "Wait for it to end, or use another folder (--run-dir, or OUT)."
         ) from None
     try:
         yield

@@ -131,6 +131,7 @@ def plan(
     from karma_electric.steer.bake import Fitted, fit, require_faithful
     from karma_electric.steer.bake import bake as bake_one
     from karma_electric.steer.caps import at_strength
+    from karma_electric.steer.compat import check_cap_at
     from karma_electric.steer.contrast import load_prompts
     from karma_electric.steer.neuron import read_config, require_bakeable
     from karma_electric.steer.responses import FILE, by_split
@@ -152,6 +153,8 @@ def plan(
         each, axis = load_cap(file)
         _require_shape(axis.n_layers, axis.hidden, config, file)
         loaded.append(each)
+        for warning in check_cap_at(ref.path, each, axis, ref.fingerprint):
+            progress.say(f"warning: {warning}")
     require_bakeable(config, loaded)
     splits = by_split(found[0].parent / FILE)
     texts = find("suites", _TEXTS)
@@ -211,7 +214,11 @@ def _alphas(text: str | None) -> list[float | None]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if not values or len(set(values)) != len(values) or not all(0.0 < value <= 1.0 for value in values):
+    if (
+        not values
+        or len({f"{value:g}" for value in values}) != len(values)
+        or not all(0.0 < value <= 1.0 for value in values)
+    ):
         raise InputError(
             f"--alpha is {text!r}, expected different numbers above 0 and up to 1, with commas.", "Example: 0.3,0.5,1"
         )

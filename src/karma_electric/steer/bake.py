@@ -165,10 +165,15 @@ def _measured(
 
 
 def require_faithful(report: dict[str, Any], section: BakeSection) -> None:
-    """The gate: raise `GateError` when KL(hooked||baked) / KL(hooked||uncapped) is above what the recipe allows."""
-    ratio = report["all"]["kl_ratio"]
+    """The gate: raise `GateError` when KL(hooked||baked) / KL(hooked||uncapped) is above what the recipe allows.
+
+    On prompt tokens, on response tokens and on both together: prompts have most of the KL, and would hide the rest.
+    """
+    kind = max(("all", "prompt", "response"), key=lambda k: float(report.get(k, report["all"])["kl_ratio"]))
+    ratio = report[kind]["kl_ratio"]
     if ratio > section.max_kl_ratio:
         raise GateError(
-            f"The baked cap is not faithful: KL ratio {ratio:.4f}, at most {section.max_kl_ratio} is allowed.",
+            f"The baked cap is not faithful: KL ratio {ratio:.4f} on {kind} tokens, at most {section.max_kl_ratio} is "
+            "allowed.",
             "Give more calibration prompts, lower axis.alpha, or raise bake.max_kl_ratio knowingly (--force keeps it).",
         )
