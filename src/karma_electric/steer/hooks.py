@@ -44,11 +44,13 @@ def push(v: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
     return torch.where(strengths == 0, torch.tensor(-0.0), -strengths * v)
 
 
-def corrected(h: torch.Tensor, over: torch.Tensor, pushed: torch.Tensor) -> torch.Tensor:
+def corrected(
+    h: torch.Tensor, over: torch.Tensor, pushed: torch.Tensor, *, wide: torch.Tensor | None = None
+) -> torch.Tensor:
     """`h + over * pushed`, computed in float32 and rounded back: a new tensor.
 
     h: [batch, seq, hidden], or [batch * seq, hidden] as some mixtures of experts give; over: [batch, seq], what
-    `excess` gave; pushed: what `push` gave.
+    `excess` gave; pushed: what `push` gave; wide: `h.float()` where it is at hand, which is used up.
     """
     import torch
 
@@ -56,8 +58,8 @@ def corrected(h: torch.Tensor, over: torch.Tensor, pushed: torch.Tensor) -> torc
         return corrected(h.view(*over.shape, -1), over, pushed).view_as(h)
     if h.dtype == torch.float32:
         return torch.addcmul(h, over.unsqueeze(-1), pushed)
-    # in place on the copy that the wider type needs anyway: large allocations cost more than the arithmetic
-    return h.float().addcmul_(over.unsqueeze(-1), pushed).to(h.dtype)
+    # in place on the copy that the wider type needs anyway: fresh memory costs more than the arithmetic
+    return (h.float() if wide is None else wide).addcmul_(over.unsqueeze(-1), pushed).to(h.dtype)
 
 
 class LayerCap:
@@ -139,9 +141,10 @@ def block_hooks(block: Block, cap: LayerCap) -> list[Any]:
     """Cap the block's own output."""
 
     def correct(h: torch.Tensor) -> torch.Tensor:
-        over = cap.measure(h)
+        wide = h.float()
+        over = cap.measure(wide)
         cap.note(over)
-        return corrected(h, over, cap.push)
+        return corrected(h, over, cap.push, wide=wide)
 
     def write(_: Any, __: Any, output: Any) -> Any:
         return output if cap.suspended else _replaced(output, correct)

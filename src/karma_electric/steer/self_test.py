@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _TOKENS = (1, 2, 3)  # the last is decoded with a cache
-_TOLERANCE = 0.25  # relative: rounding to bfloat16 stays below 0.02, a correction that is lost or scaled is far above
+_TOLERANCE = 0.25  # relative: rounding is far below, a correction that is lost or scaled far above
 
 _passed: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
