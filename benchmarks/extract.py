@@ -8,7 +8,7 @@ Both run in one process, in turns, so that both see the same machine: our extrac
 clock with it, and the other side does the same prompts. Everything that either does is counted, our rendering, shared
 prefixes, chunk files and second pass included; loading the model is not.
 
-    python benchmarks/extract.py [--prompts 200] [--parts] [--out results/benchmarks/extract.json]
+    python benchmarks/extract.py [--prompts 200] [--device cpu] [--parts] [--out results/benchmarks/extract.json]
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ class Original:
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         with torch.no_grad():
-            self.model(**inputs)
+            self.model(**inputs.to(self.model.device))
         for handle in handles:
             handle.remove()
-        return {site: torch.stack(values).double() for site, values in seen.items()}
+        return {site: torch.stack(values).cpu().double() for site, values in seen.items()}
 
 
 class Turns(Silent):
@@ -118,6 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=200, help="how many of the contrast prompts")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch, for both sides")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, for both sides")
     parser.add_argument(
         "--parts", action="store_true", help="also what each of our measures gives alone, on 25 prompts"
     )
@@ -126,7 +127,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     recipe = load_recipe("demo.toml")
     base = resolve(recipe.model.base)
-    model, tokenizer = load_model(base.path, dtype="float32", device="cpu"), load_tokenizer(base.path)
+    model, tokenizer = load_model(base.path, dtype="float32", device=asked.device), load_tokenizer(base.path)
     prompts = load_prompts(find("suites", recipe.axis.contrast))[: asked.prompts]
     contrast = ContrastSet(prompts, recipe.persona.system_prompt, tuple(recipe.persona.away))
     ordered, _ = by_length(tokenizer, contrast, None)  # ours goes by length: let both do the same prompts in turn
@@ -147,6 +148,7 @@ def main() -> None:
         "system_prompts": len(original.systems),
         "dtype": "float32",
         "threads": asked.threads,
+        "device": asked.device,
         "seconds_one_by_one": round(turns.theirs, 2),
         "seconds_ours": round(ours, 2),
         "ratio": round(turns.theirs / ours, 2),
