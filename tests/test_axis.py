@@ -17,7 +17,9 @@ from karma_electric.models.chat_template import prompt_ids, template_sha256
 from karma_electric.steer import extract as extraction
 from karma_electric.steer.axis import Axis, direction, load_axis, require_fits, save_axis
 from karma_electric.steer.contrast import ContrastSet
-from karma_electric.steer.extract import extract, forget_chunks, separation
+from karma_electric.steer.extract import Sides, extract, forget_chunks, iter_chunks
+from karma_electric.steer.moments import separation
+from karma_electric.steer.spec import AXIS_FILE, Cap, CapSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,11 +30,24 @@ CONTRAST = ContrastSet(prompts=tiny.prompts(30), toward=tiny.PERSONA, away=tiny.
 
 
 @pytest.fixture(scope="module")
-def extracted(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Axis, extraction.Sides]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the axis is extracted."""
+    return tmp_path_factory.mktemp("axis")
+
+
+@pytest.fixture(scope="module")
+def extracted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Axis:
     """The axis of the tiny model, extracted once, uninterrupted."""
-    return extract(model, tokenizer, CONTRAST, tmp_path_factory.mktemp("axis"), fingerprint="tiny")
+    return extract(model, tokenizer, CONTRAST, folder, fingerprint="tiny")
+
+
+def all_sides(out: Path) -> Sides:
+    """The chunks of an extraction in one piece."""
+    chunks = list(iter_chunks(out))
+    return {
+        site: (torch.cat([chunk[site][0] for chunk in chunks]), torch.cat([chunk[site][1] for chunk in chunks]))
+        for site in SITES
+    }
 
 
 def last_prompt_residuals(
@@ -56,54 +71,44 @@ def last_prompt_residuals(
 
 @pytest.mark.parametrize("site", SITES)
 def test_extraction_equals_the_definition_one_prompt_at_a_time(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extracted: tuple[Axis, extraction.Sides], site: Site
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extracted: Axis, site: Site
 ) -> None:
-    axis, _ = extracted
-    differences = []
+    toward, away = [], []
     for prompt in CONTRAST.prompts:
-        away = [last_prompt_residuals(model, tokenizer, text, prompt.text, site) for text in CONTRAST.away]
-        toward = last_prompt_residuals(model, tokenizer, CONTRAST.toward, prompt.text, site)
-        differences.append(torch.stack(away).mean(0) - toward)
-    expected = torch.stack(differences).mean(0)
-    cosine = torch.nn.functional.cosine_similarity(axis.directions[site].double(), expected, dim=-1)
-    assert cosine.min() > 0.99999
-    torch.testing.assert_close(axis.norms[site].double(), expected.norm(dim=-1), rtol=1e-4, atol=0)
+        generic = [last_prompt_residuals(model, tokenizer, text, prompt.text, site) for text in CONTRAST.away]
+        toward.append(last_prompt_residuals(model, tokenizer, CONTRAST.toward, prompt.text, site))
+        away.append(torch.stack(generic).mean(0))
+    expected = (torch.stack(away) - torch.stack(toward)).mean(0)
+    v = extracted.directions[site].double()
+    assert torch.nn.functional.cosine_similarity(v, expected, dim=-1).min() > 1 - 1e-9
+    torch.testing.assert_close(extracted.norms[site].double(), expected.norm(dim=-1), rtol=1e-5, atol=0)
+    projections = torch.stack([(torch.stack(side) * v).sum(-1) for side in (toward, away)])  # in the prompts' order
+    torch.testing.assert_close(extracted.projections[site].double(), projections, rtol=1e-4, atol=1e-3)
 
 
-def test_the_axis_says_what_it_was_made_from(
-    tokenizer: PreTrainedTokenizerBase, extracted: tuple[Axis, extraction.Sides]
-) -> None:
-    axis, sides = extracted
+def test_the_axis_says_what_it_was_made_from(tokenizer: PreTrainedTokenizerBase, extracted: Axis, folder: Path) -> None:
+    axis = extracted
     assert (axis.n_layers, axis.hidden, axis.n) == (tiny.LAYERS, tiny.HIDDEN, 30)
     assert (axis.model, axis.template_sha256) == ("tiny", template_sha256(tokenizer))
     assert (axis.position, axis.toward, axis.away) == ("last-prompt", tiny.PERSONA, tiny.AWAY)
+    assert axis.stats["shortened"] == axis.stats["left_out"] == []
+    sides = all_sides(folder)
     for site in SITES:
         assert [side.shape for side in sides[site]] == [(30, tiny.LAYERS, tiny.HIDDEN)] * 2
         torch.testing.assert_close(direction(*sides[site])[0], axis.directions[site])
-
-
-def test_the_sides_are_in_the_order_of_the_prompts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extracted: tuple[Axis, extraction.Sides]
-) -> None:
-    """Batches are made by length; the results must come back in the order of the prompts."""
-    _, sides = extracted
-    for number in (0, 7, 29):
-        text = CONTRAST.prompts[number].text
-        expected = last_prompt_residuals(model, tokenizer, CONTRAST.toward, text, "mlp")
-        torch.testing.assert_close(sides["mlp"][0][number].double(), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 300])
 def test_batching_does_not_matter(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    extracted: tuple[Axis, extraction.Sides],
+    extracted: Axis,
     tmp_path: Path,
     batch_tokens: int,
 ) -> None:
-    axis, _ = extract(model, tokenizer, CONTRAST, tmp_path, fingerprint="tiny", batch_tokens=batch_tokens)
+    axis = extract(model, tokenizer, CONTRAST, tmp_path, fingerprint="tiny", batch_tokens=batch_tokens)
     for site in SITES:
-        torch.testing.assert_close(axis.directions[site], extracted[0].directions[site], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(axis.directions[site], extracted.directions[site], rtol=1e-4, atol=1e-6)
 
 
 class Killed(Exception):
@@ -131,23 +136,24 @@ def test_a_killed_extraction_continues_with_the_next_chunk(
     monkeypatch.setattr(extraction, "_CHUNK", 4)
     contrast = replace(CONTRAST, prompts=CONTRAST.prompts[:10])  # chunks of 4, 4 and 2 prompts, 4 renderings of each
 
-    def run(folder: Path) -> tuple[Axis, extraction.Sides]:
+    def run(folder: Path) -> Axis:
         return extract(model, tokenizer, contrast, folder, fingerprint="tiny", batch_tokens=1)  # 1 pass a rendering
 
-    whole, whole_sides = run(tmp_path / "whole")
+    whole = run(tmp_path / "whole")
     _, handle = count_passes(model, die_in_pass=40)  # in the last chunk
     with pytest.raises(Killed):
         run(tmp_path / "cut")
     handle.remove()
     passes, handle = count_passes(model)
-    again, again_sides = run(tmp_path / "cut")
+    again = run(tmp_path / "cut")
     handle.remove()
-    assert len(passes) == 2 * 4, "only the chunk that was cut off is computed again"
+    prefixes = 4 + 2  # one for each system prompt, and one prompt with and without
+    assert len(passes) == prefixes + 2 * 4, "only the chunk that was cut off is computed again"
     assert again.stats == whole.stats
     for site in SITES:
         assert torch.equal(again.directions[site], whole.directions[site])
         assert torch.equal(again.norms[site], whole.norms[site])
-        assert all(torch.equal(a, b) for a, b in zip(again_sides[site], whole_sides[site], strict=True))
+        assert torch.equal(again.projections[site], whole.projections[site])
 
 
 def test_the_chunks_are_forgotten_when_asked(
@@ -193,29 +199,20 @@ def test_small_differences_survive_beside_large_ones() -> None:
 
 def test_separation_of_two_clouds_is_their_distance_in_standard_deviations() -> None:
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, 4000, 2, 3, generator=generator)
-    toward, away = noise[0], noise[1]
-    away[:, 0, 0] += 3.0  # block 0: three standard deviations apart along the first axis; block 1: not apart
-    stats = separation({"block": (toward, away)})["block"]
+    toward, away = torch.randn(2, 4000, 2, generator=generator)  # projections on the directions of two blocks
+    away[:, 0] += 3.0  # block 0: three standard deviations apart; block 1: not apart
+    stats = separation(toward, away)
     assert stats["d_prime"][0] == pytest.approx(3.0, abs=0.15)
     assert stats["d_prime"][1] == pytest.approx(0.0, abs=0.15)
     assert stats["away_higher"][0] == pytest.approx(0.983, abs=0.01)  # P(N(3, 2) > 0)
     assert stats["away_higher"][1] == pytest.approx(0.5, abs=0.05)
 
 
-def test_separation_is_tried_on_prompts_the_direction_was_not_made_from() -> None:
-    """Even prompts say +x; odd ones say -x, and +y. The mean of all is +y, which would separate the odd ones."""
-    toward, away = torch.zeros(10, 1, 2), torch.zeros(10, 1, 2)
-    away[0::2, 0] = torch.tensor([1.0, 0.0])
-    away[1::2, 0] = torch.tensor([-1.0, 5.0])
-    assert separation({"mlp": (toward, away)})["mlp"]["away_higher"] == [0.0]
-
-
 # The file
 
 
-def test_what_is_saved_is_what_is_loaded(extracted: tuple[Axis, extraction.Sides], tmp_path: Path) -> None:
-    axis, _ = extracted
+def test_what_is_saved_is_what_is_loaded(extracted: Axis, tmp_path: Path) -> None:
+    axis = extracted
     save_axis(axis, tmp_path / "axis.safetensors")
     loaded = load_axis(tmp_path / "axis.safetensors")
     for site in SITES:
@@ -265,6 +262,15 @@ def spoiled(**at: float) -> torch.Tensor:
         ({"tensors": {"direction.mlp": torch.ones(1)}}, "direction.mlp is not a set of unit vectors"),
         ({"tensors": {"direction.mlp": spoiled()[:3].clone()}}, "not the same blocks"),
         ({"drop": "norm.mlp"}, "norm.mlp"),
+        ({"tensors": {"norm.mlp": torch.ones(2)}}, "norms and directions have not the same blocks"),
+        ({"blocks": "[0, 1, 2, 3, 4]"}, "direction.mlp is not a set of unit vectors"),  # block 5 is not zero
+        ({"blocks": "[0, 1, 2, 3, 4, 5, 6]"}, "direction.mlp is not a set of unit vectors"),
+        ({"blocks": "[2, 1]"}, r"its list of blocks is '\[2, 1\]'"),
+        ({"blocks": "[1, 1]"}, "its list of blocks"),
+        ({"blocks": "[-1]"}, "its list of blocks"),
+        ({"blocks": "[true]"}, "its list of blocks"),
+        ({"blocks": "[]"}, "its list of blocks"),
+        ({"blocks": "all"}, "its list of blocks"),
         ({"drop": "template_sha256"}, "template_sha256"),
         ({"away": "[not json"}, "missing or damaged"),
         ({"n": "many"}, "missing or damaged .*'many'"),
@@ -274,6 +280,43 @@ def test_an_unsound_axis_is_refused(axis_file: Path, change: dict[str, Any], mes
     rewrite(axis_file, **change)
     with pytest.raises(ArtifactError, match=message):
         load_axis(axis_file)
+
+
+def partial_axis(blocks: tuple[int, ...]) -> Axis:
+    """The random axis with zero rows outside some blocks."""
+    axis = tiny.random_axis()
+    absent = [layer for layer in range(axis.n_layers) if layer not in blocks]
+    for tensors in (axis.directions, axis.norms):
+        for tensor in tensors.values():
+            tensor[absent] = 0.0
+    return replace(axis, blocks=blocks)
+
+
+def test_an_axis_may_lack_blocks_when_it_says_which_it_has(tmp_path: Path) -> None:
+    axis = partial_axis((2, 4))
+    save_axis(axis, tmp_path / "axis.safetensors")
+    loaded = load_axis(tmp_path / "axis.safetensors")
+    assert (loaded.blocks, loaded.n_layers) == ((2, 4), tiny.LAYERS)
+    assert torch.equal(loaded.directions["block"], axis.directions["block"])
+
+
+def test_an_axis_that_lacks_blocks_without_saying_so_is_refused(tmp_path: Path) -> None:
+    save_axis(replace(partial_axis((2, 4)), blocks=None), tmp_path / "axis.safetensors")
+    with pytest.raises(ArtifactError, match="not a set of unit vectors"):
+        load_axis(tmp_path / "axis.safetensors")
+
+
+def test_an_axis_that_lacks_a_block_it_names_is_refused(tmp_path: Path) -> None:
+    save_axis(replace(partial_axis((2, 4)), blocks=(2, 3, 4)), tmp_path / "axis.safetensors")
+    with pytest.raises(ArtifactError, match="not a set of unit vectors"):
+        load_axis(tmp_path / "axis.safetensors")
+
+
+def test_a_cap_of_a_block_without_a_direction_is_refused() -> None:
+    axis = partial_axis((2, 4))
+    assert set(Cap.of(CapSpec(AXIS_FILE, "mlp", (2, 4), {2: 0.0, 4: 0.0}, 0.5), axis).directions) == {2, 4}
+    with pytest.raises(ArtifactError, match=r"no direction for the blocks \[3\]"):
+        Cap.of(CapSpec(AXIS_FILE, "mlp", (2, 3), {2: 0.0, 3: 0.0}, 0.5), axis)
 
 
 def test_an_axis_of_nothing_is_refused(tmp_path: Path) -> None:

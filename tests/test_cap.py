@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import tiny
-from karma_electric.core.errors import ArtifactError, InputError, KarmaError
+from capping import CLOSE, logits_of, prompts_of_one_length, same_bits, soft_caps
+from karma_electric.core.errors import ArtifactError
 from karma_electric.models.blocks import SITES, Site
-from karma_electric.models.chat_template import prompt_ids
 from karma_electric.models.loading import load_model
-from karma_electric.steer.cap import CapMeter, capped, corrected, excess
-from karma_electric.steer.compat import check_model
+from karma_electric.steer.cap import capped
 from karma_electric.steer.spec import Cap, CapSpec, describe
 
 if TYPE_CHECKING:
@@ -29,26 +26,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 both_sites = pytest.mark.parametrize("site", SITES)
-CLOSE = {"rtol": 1e-4, "atol": 2e-4}  # logits are of size 3; six float32 blocks of another order of operations
 
 
 @pytest.fixture(scope="module")
 def ids(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """Three prompts of the same length, [3, seq]."""
-    rows = [prompt_ids(tokenizer, c[:-1]) for c in tiny.chats(12, seed=5)]
-    shortest = min(len(row) for row in rows)
-    return torch.tensor([row[:shortest] for row in rows[:3]])
+    return prompts_of_one_length(tokenizer)
 
 
 @pytest.fixture(scope="module")
 def caps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[Site, Cap]:
-    """A soft cap per site at blocks 2-4, with half of all tokens above the threshold."""
-    return {site: tiny.cap_at(model, tokenizer, site) for site in SITES}
-
-
-def logits_of(model: PreTrainedModel, ids: torch.Tensor, **more: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=ids, **more).logits
+    return soft_caps(model, tokenizer)
 
 
 def reference_logits(model: PreTrainedModel, ids: torch.Tensor, cap: Cap, alpha: float) -> torch.Tensor:
@@ -73,20 +60,7 @@ def reference_logits(model: PreTrainedModel, ids: torch.Tensor, cap: Cap, alpha:
         return model.lm_head(model.model.norm(h))
 
 
-# The formula
-
-
-vectors = st.lists(st.floats(-50, 50, width=32), min_size=4, max_size=4)
-
-
-@given(h=vectors, v=vectors.filter(lambda x: np.linalg.norm(x) > 1e-3), t=st.floats(-20, 20), alpha=st.floats(0, 1))
-def test_the_formula_is_the_one_in_the_design(h: list[float], v: list[float], t: float, alpha: float) -> None:
-    unit = np.array(v) / np.linalg.norm(v)
-    expected = np.array(h) - alpha * max(0.0, float(np.dot(h, unit)) - t) * unit
-    stream, direction = torch.tensor([h]), torch.tensor(unit, dtype=torch.float32)
-    found = corrected(stream, excess(stream, direction, t), direction, alpha)
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-4, atol=1e-3)
+# The formula on a model
 
 
 @both_sites
@@ -95,11 +69,11 @@ def test_a_capped_model_equals_one_written_out_by_hand(
     model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site, alpha: float
 ) -> None:
     with capped(model, caps[site], alpha=alpha) as meter:
+        logits_of(model, ids[:, :1])
         found = logits_of(model, ids)
     torch.testing.assert_close(found, reference_logits(model, ids, caps[site], alpha), **CLOSE)
     assert not torch.allclose(found, logits_of(model, ids), atol=0.1), "the cap changed nothing"
-    share = torch.cat([calls[0] for calls in meter.active.values()]).float().mean()
-    assert 0.1 < share < 0.9, "tokens on both sides of the threshold"
+    assert all(0.1 < rate < 0.9 for rate in meter.response_rates([ids.shape[1]] * 3)), "on both sides of the threshold"
 
 
 @both_sites
@@ -197,6 +171,23 @@ def test_every_row_has_its_own_alpha(
 
 
 @both_sites
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_of_alpha_0_has_the_bits_of_the_bare_model(
+    tiny_path: Path, ids: torch.Tensor, caps: dict[Site, Cap], site: Site, dtype: str
+) -> None:
+    """Among rows that are capped, whatever stream the cap reads: logits and every block's output."""
+    model = load_model(tiny_path, dtype=dtype, device="cpu")
+    bare, bare_streams = logits_of(model, ids), tiny.residuals(model, ids, "block")
+    for alpha in ([0.5, 0.0, 1.0], torch.tensor([1.0, 0.0, 0.5])):
+        with capped(model, caps[site], alpha=alpha):
+            mixed, streams = logits_of(model, ids), tiny.residuals(model, ids, "block")
+        assert same_bits(mixed[1], bare[1])
+        assert all(same_bits(now[1], then[1]) for now, then in zip(streams, bare_streams, strict=True))
+        assert not mixed[0].equal(bare[0])
+        assert not mixed[2].equal(bare[2])
+
+
+@both_sites
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing_for_real_tokens(
     model: PreTrainedModel,
@@ -239,44 +230,7 @@ def test_decoding_with_a_cache_equals_computing_everything_again(
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, **CLOSE)
 
 
-# Attaching and detaching
-
-
-@both_sites
-def test_hooks_are_gone_when_the_context_closes(
-    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site
-) -> None:
-    before, bare = tiny.hook_count(model), logits_of(model, ids)
-    with capped(model, caps[site]):
-        assert tiny.hook_count(model) > before
-    assert tiny.hook_count(model) == before
-    assert torch.equal(logits_of(model, ids), bare)
-
-
-@both_sites
-def test_hooks_are_gone_after_an_exception(
-    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site
-) -> None:
-    before = tiny.hook_count(model)
-    with pytest.raises(ZeroDivisionError), capped(model, caps[site]):
-        raise ZeroDivisionError
-    assert tiny.hook_count(model) == before
-
-
-@pytest.mark.parametrize(("site", "alpha"), [("block", 0.75), ("mlp", 1.0)])
-def test_nested_caps_both_act(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, site: Site, alpha: float
-) -> None:
-    """Twice alpha 0.5. At `block` the second halves what the first left; at `mlp` both read the same and add up."""
-    cap = tiny.cap_at(model, tokenizer, site, layers=(3,), alpha=0.5)
-    with capped(model, cap):
-        with capped(model, cap):
-            twice = logits_of(model, ids)
-        once = logits_of(model, ids)
-    with capped(model, cap, alpha=alpha):
-        torch.testing.assert_close(twice, logits_of(model, ids), **CLOSE)
-    with capped(model, cap):
-        assert torch.equal(once, logits_of(model, ids)), "the outer cap survives the inner one"
+# What models put out
 
 
 @contextmanager
@@ -309,7 +263,6 @@ def test_a_block_that_returns_a_tuple_is_capped_alike(
 ) -> None:
     with capped(fresh_model, caps[site]):
         expected = logits_of(fresh_model, ids)
-    fresh_model.__dict__.pop("_karma_cap_tested")  # the self-test must pass on tuples as well
     with returning_tuples(fresh_model, caps[site].spec.layers[1]), capped(fresh_model, caps[site]):
         found = logits_of(fresh_model, ids)
     torch.testing.assert_close(found, expected)
@@ -330,16 +283,42 @@ def test_a_bfloat16_model_is_capped_in_float32(tiny_path: Path, ids: torch.Tenso
     assert not torch.equal(after, coarse), "bfloat16 arithmetic gives something else"
 
 
+@both_sites
+def test_nothing_in_a_capped_pass_waits_for_the_device(
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site
+) -> None:
+    """Every operation that a value or a copy to another device needs: as many as the bare model's own."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    waiting = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "_to_copy", "copy_")
+
+    class Count(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.found: list[str] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            name = function.name().removeprefix("aten::").split(".")[0]
+            self.found += [name] if name in waiting else []
+            return function(*args, **(kwargs or {}))
+
+    def waits() -> list[str]:
+        with Count() as count, torch.no_grad():
+            cache = model(input_ids=ids, use_cache=True).past_key_values
+            for _ in range(3):
+                model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+        return count.found
+
+    bare = waits()
+    for alpha in (0.5, [0.0, 0.5, 1.0]):
+        with capped(model, caps[site], alpha=alpha) as meter:
+            assert waits() == bare
+        with Count() as count:
+            meter.response_rates([3, 3, 3])
+        assert count.found, "reading the meter is what waits"
+
+
 # What is refused
-
-
-@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), float("inf"), [0.5, 2.0]])
-def test_an_alpha_outside_0_to_1_is_refused(model: PreTrainedModel, caps: dict[Site, Cap], alpha: Any) -> None:
-    with (
-        pytest.raises(InputError, match=r"expected a number from 0 \(off\) to 1"),
-        capped(model, caps["mlp"], alpha=alpha),
-    ):
-        pass
 
 
 def test_an_axis_of_another_hidden_size_is_refused(model: PreTrainedModel) -> None:
@@ -364,103 +343,6 @@ def test_a_spec_at_a_site_the_axis_lacks_is_refused() -> None:
     only_block = replace(axis, directions={"block": axis.directions["block"]})
     with pytest.raises(ArtifactError, match="no directions for the site 'mlp'"):
         Cap.of(CapSpec("", "mlp", (2,), {2: 0.0}, 0.5), only_block)
-
-
-class DeafMlp(LlamaMLP):
-    """An MLP that is called past its hooks, as a fused kernel or a compiled block would."""
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward(x)
-
-
-class DeafBlock(LlamaDecoderLayer):
-    """A block that is called past its hooks."""
-
-    def __call__(self, *inputs: Any, **more: Any) -> torch.Tensor:
-        return self.forward(*inputs, **more)
-
-
-@pytest.mark.parametrize("layer", [2, 3, 4])
-@both_sites
-def test_a_cap_that_does_not_reach_some_block_is_an_error(
-    fresh_model: PreTrainedModel, caps: dict[Site, Cap], site: Site, layer: int
-) -> None:
-    """Each capped block is tried alone: what changes in it must not come from the blocks before it."""
-    block = fresh_model.model.layers[layer]
-    if site == "mlp":
-        block.mlp.__class__ = DeafMlp
-    else:
-        block.__class__ = DeafBlock
-    before = tiny.hook_count(fresh_model)
-    for _ in range(2):  # a failed test is not remembered as passed
-        with pytest.raises(KarmaError, match=f"does not act on block {layer} of"), capped(fresh_model, caps[site]):
-            pass
-    assert tiny.hook_count(fresh_model) == before
-
-
-def test_a_norm_that_is_called_past_its_hooks_is_an_error(fresh_model: PreTrainedModel, caps: dict[Site, Cap]) -> None:
-    class DeafNorm(LlamaRMSNorm):
-        def __call__(self, x: torch.Tensor) -> torch.Tensor:
-            return self.forward(x)
-
-    fresh_model.model.layers[3].post_attention_layernorm.__class__ = DeafNorm
-    with pytest.raises(KarmaError, match="called past its hooks; nothing was capped"), capped(fresh_model, caps["mlp"]):
-        pass
-
-
-def test_an_axis_of_another_model_or_template_is_warned_about() -> None:
-    axis = tiny.random_axis()
-    facts = {"fingerprint": "tiny", "template_sha256": "0" * 64, "n_layers": 6, "hidden": 64}
-    assert check_model(axis, **facts) == []
-    assert "another model" in check_model(axis, **{**facts, "fingerprint": "other"})[0]
-    assert "another chat template" in check_model(axis, **{**facts, "template_sha256": "1" * 64})[0]
-    with pytest.raises(ArtifactError, match="6 blocks of hidden size 64, the model has 7 blocks"):
-        check_model(axis, **{**facts, "n_layers": 7})
-
-
-# What is measured
-
-
-def test_the_meter_counts_each_rows_own_response_tokens() -> None:
-    meter = CapMeter((3, 4))
-    yes, no = True, False
-    # prompt of three positions, then one fed-back token per step, for two rows
-    meter.active[3] = [
-        torch.tensor([[yes, yes, yes], [yes, yes, yes]]),
-        torch.tensor([[yes], [no]]),
-        torch.tensor([[no], [yes]]),
-        torch.tensor([[no], [yes]]),
-    ]
-    meter.active[4] = [
-        torch.tensor([[yes, yes, yes], [yes, yes, yes]]),
-        torch.tensor([[yes], [no]]),
-        torch.tensor([[yes], [yes]]),
-        torch.tensor([[no], [yes]]),
-    ]
-    assert meter.response_rates([3, 1]) == pytest.approx([0.5, 0.0])  # row 1 stopped after one token
-    assert meter.response_rates([4, 0]) == pytest.approx([0.5, 0.0])  # the last token is never fed back
-
-
-def test_a_meter_that_saw_only_a_prompt_says_0() -> None:
-    meter = CapMeter((3,))
-    meter.active[3] = [torch.tensor([[True, True]])]
-    assert meter.response_rates([1]) == [0.0]
-
-
-@both_sites
-def test_the_meter_reports_what_was_above_the_threshold(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, site: Site
-) -> None:
-    cap = tiny.cap_at(model, tokenizer, site, layers=(2,))  # one block: nothing before it moves
-    with capped(model, cap) as meter:
-        logits_of(model, ids)
-        logits_of(model, ids[:, :7])
-    projections = tiny.residuals(model, ids, site)[2] @ cap.directions[2]
-    above = projections > cap.spec.thresholds[2]
-    assert [call.shape[1] for call in meter.active[2]] == [ids.shape[1], 7]
-    assert torch.equal(meter.active[2][0], above)
-    expected = above[:, :7].float().mean(1).tolist()
-    assert meter.response_rates([7, 7, 7]) == pytest.approx(expected)
 
 
 def test_a_cap_describes_itself_in_one_line(caps: dict[Site, Cap]) -> None:

@@ -26,6 +26,7 @@ from karma_electric.core.recipe import load_recipe
 from karma_electric.data.corpus import dump_lines
 from karma_electric.data.example import Analysis, Example
 from karma_electric.stages import plan_run
+from karma_electric.steer.contrast import KINDS
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "KARMA_DEBUG"} | {
@@ -111,7 +112,8 @@ def write_workplace(folder: Path, base: Path) -> None:
         (folder / "words" / f"{category}.jsonl").write_text(dump_lines(examples), encoding="utf-8")
     for seed, (name, n) in enumerate({"contrast": 30, "calibration": 8, "heldout": 6}.items()):
         prompts = [
-            {"id": p.id, "kind": p.kind, "prompt": f"{name}: {p.text}"} for p in tiny.prompts(n, seed, prefix=name)
+            {"id": p.id, "kind": KINDS[i % 3], "prompt": f"{name}: {p.text}"}
+            for i, p in enumerate(tiny.prompts(n, seed, prefix=name))
         ]
         (folder / f"{name}.jsonl").write_text(dump_lines(prompts), encoding="utf-8")
     scenarios = [scenario(n, generator) for n in range(2, 6)]  # two of each half of the labels
@@ -269,6 +271,15 @@ def test_training_took_every_step_and_reached_the_merged_model(finished: Finishe
     assert merge["max_abs_logit_difference"] < 1e-3  # from the adapter on its base, both in float32
     base, tuned = ((finished.run / "redteam" / arm / "completions.jsonl").read_bytes() for arm in ("base", "tuned"))
     assert base != tuned
+
+
+def test_the_axis_of_a_run_is_diagnosed(finished: Finished) -> None:
+    ended = karma("axis", "show", finished.run, "--json", cwd=finished.workplace)
+    assert ended.code == 0, ended.err
+    shown = json.loads(ended.out)
+    assert shown["diagnostics"]["n"] == shown["axis"]["n"] == 30
+    assert shown["verdict"]["layers"] == shown["cap"]["layers"]
+    assert shown["verdict"]["level"] in ("ok", "warning", "unstable")
 
 
 def test_the_gguf_says_in_llamacpp_what_the_checkpoint_says_in_transformers(finished: Finished) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib import resources
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,13 @@ import tiny
 from karma_electric.core.errors import ArtifactError, DataError, InputError
 from karma_electric.core.messages import Conversation, as_dicts, assistant, system, user
 from karma_electric.models.chat_template import (
+    DATE,
     conversation_ids,
     prompt_ids,
     prompt_text,
     template_sha256,
     training_template,
+    user_text_that_fits,
 )
 from karma_electric.models.loading import load_tokenizer
 from karma_electric.train.tokenize import IGNORED, Tokenized, tokenize_split
@@ -30,6 +33,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 START, END = 1, 2  # <|im_start|>, <|im_end|>
+
+PLAIN_CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA_FRAME = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+# family -> (file of the original in trl's package, or none; special tokens of the frame; BOS)
+ORIGINALS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "llama 3": ("llama3.jinja", LLAMA_FRAME, "<|begin_of_text|>"),
+    "llama 3.1": ("llama3_1.jinja", LLAMA_FRAME, "<|begin_of_text|>"),
+    "llama 3.2": ("llama3_2.jinja", LLAMA_FRAME, "<|begin_of_text|>"),
+    "plain ChatML": ("", (), "<|im_start|>"),
+}
 
 awkward = st.sampled_from(
     ["{{ x }}", "{% endfor %}", "{# no #}", "\n\n", "\r\n", "<b>&amp;'\"", "日本語 🕊️", "assistant\n"]
@@ -107,6 +123,58 @@ def test_a_template_that_renders_otherwise_is_refused(tiny_path: Path, old: str,
     assert other.chat_template != tiny.CHAT_TEMPLATE
     with pytest.raises(InputError, match="No training template renders like"):
         training_template(other)
+
+
+# Templates of other families, against the originals that trl ships
+
+
+@pytest.fixture(scope="module", params=sorted(ORIGINALS))
+def family(request: pytest.FixtureRequest, tiny_path: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer with the chat template of another family, and that family's frame as special tokens."""
+    name, frame, bos = ORIGINALS[request.param]
+    other = load_tokenizer(tiny_path)
+    other.add_special_tokens({"additional_special_tokens": list(frame), "bos_token": bos})
+    text = resources.files("trl").joinpath("chat_templates", name).read_text(encoding="utf-8") if name else PLAIN_CHATML
+    other.chat_template = text
+    return other
+
+
+@given(conversation=conversations(), ask=st.booleans())
+def test_every_training_template_renders_the_bytes_of_its_original(
+    family: PreTrainedTokenizerBase, conversation: Conversation, ask: bool
+) -> None:
+    twin = training_template(family)
+    assert twin != family.chat_template
+    turns = as_dicts(conversation[:-1] if ask else conversation)
+    own, rendered = (
+        family.apply_chat_template(turns, chat_template=t, tokenize=False, add_generation_prompt=ask, date_string=DATE)
+        for t in (family.chat_template, twin)
+    )
+    assert rendered == own
+
+
+@given(conversation=conversations())
+def test_every_family_learns_the_answers_and_their_end_of_turn(
+    family: PreTrainedTokenizerBase, conversation: Conversation
+) -> None:
+    example = tokenize_split([("x", conversation)], family, 10_000).examples[0]
+    end = "<|im_end|>" if "im_start" in family.chat_template else "<|eot_id|>"
+    strips = "| trim" in family.chat_template or "|trim" in family.chat_template
+    answers = [m.content for m in conversation if m.role == "assistant"]
+    assert [family.decode(run) for run in learned_runs(example)] == [
+        (answer.strip() if strips else answer) + end for answer in answers
+    ]
+    assert example.input_ids == conversation_ids(family, conversation)
+    if family.chat_template != PLAIN_CHATML:
+        assert example.input_ids.count(family.bos_token_id) == 1
+
+
+def test_the_date_in_a_prompt_does_not_change_from_day_to_day(tiny_path: Path) -> None:
+    dated = load_tokenizer(tiny_path)
+    dated.chat_template = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"
+    assert prompt_text(dated, [user("x")]) == DATE
+    assert dated.decode(prompt_ids(dated, [user("x")])) == DATE
+    assert dated.decode(conversation_ids(dated, [user("x"), assistant("y")])) == DATE
 
 
 def test_a_template_with_its_own_marks_is_taken_as_it_is(tiny_path: Path) -> None:
@@ -246,3 +314,39 @@ def test_an_example_whose_first_exchange_is_too_long_is_dropped_and_named(
 def test_a_split_with_nothing_left_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(DataError, match=r"No example fits in 9 tokens \(1 were too long\)"):
         tokenize_split([("x", LONG)], tokenizer, 9)
+
+
+# Prompts that are too long
+
+
+@given(
+    system_prompt=texts,
+    text=st.lists(st.one_of(st.text(st.characters(codec="utf-8"), max_size=200), awkward), max_size=6).map("".join),
+    room=st.integers(0, 120),
+)
+def test_a_prompt_is_shortened_within_the_user_text_and_keeps_its_header(
+    tokenizer: PreTrainedTokenizerBase, system_prompt: str, text: str, room: int
+) -> None:
+    def ids(said: str) -> list[int]:
+        return prompt_ids(tokenizer, [system(system_prompt), user(said)])
+
+    least = len(ids(""))
+    limit = least + room
+    kept = user_text_that_fits(text, lambda said: len(ids(said)), limit)
+    assert text.startswith(kept)
+    assert len(ids(kept)) <= limit
+    if len(ids(text)) <= limit:
+        assert kept == text
+    else:
+        assert len(ids(text[: len(kept) + 1])) > limit, "one more character would not have fitted"
+    rendered = prompt_text(tokenizer, [system(system_prompt), user(kept)])
+    assert rendered.endswith(f"<|im_start|>user\n{kept}<|im_end|>\n<|im_start|>assistant\n")
+    assert ids(kept)[-4:] == ids("")[-4:], "the header's tokens are the last ones"
+
+
+def test_a_prompt_that_does_not_fit_without_any_user_text_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
+    def length(said: str) -> int:
+        return len(prompt_ids(tokenizer, [system("You are kind. " * 30), user(said)]))
+
+    with pytest.raises(InputError, match=f"{length('')} tokens without any user text, more than the 50"):
+        user_text_that_fits("Hello", length, 50)

@@ -28,7 +28,7 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "KARMA_DEBUG"} | {
     "COLUMNS": "100",
 }
 HEAVY = {"torch", "transformers", "numpy", "peft", "datasets", "safetensors", "karma_electric.core.recipe"}
-VERBS = ["run", "chat", "bake", "drift", "show", "verify", "doctor", "axis", "data"]
+VERBS = ["run", "train", "merge", "chat", "bake", "drift", "show", "verify", "doctor", "axis", "data"]
 RECIPE = """\
 name = "trial"
 model.base = "{base}"
@@ -101,9 +101,9 @@ def folder(tmp_path: Path) -> Path:
 # --- help
 
 
-@pytest.mark.parametrize("verb", [None, *VERBS])
+@pytest.mark.parametrize("verb", [None, *VERBS, "axis convert"])
 def test_help_has_an_example_and_imports_nothing_heavy(tmp_path: Path, verb: str | None) -> None:
-    words = ["--help"] if verb is None else [verb, "--help"]
+    words = [*(verb or "").split(), "--help"]
     code = (
         f"import sys; sys.argv = ['karma', *{words!r}]\n"
         "from karma_electric.cli.main import main\n"
@@ -539,3 +539,17 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_dry_run_of_training_says_what_it_takes_and_makes_nothing(tmp_path: Path, tiny_path: Path) -> None:
+    recipe = tmp_path / "trial.toml"
+    recipe.write_text(RECIPE.format(base=tiny_path), encoding="utf-8")
+    changes = ("--set", "train.quantisation=none", "--set", "train.epochs=2", "--set", "train.max_length=4000")
+    ended = karma("train", str(recipe), "--dry-run", *changes, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    for word in ("examples", "tokens", "steps", "trainable", "memory", "disk", "time"):
+        assert word in ended.out
+    assert [path.name for path in tmp_path.iterdir()] == ["trial.toml"]
+    found = json.loads(karma("train", str(recipe), "--dry-run", "--json", *changes, cwd=tmp_path).out)
+    assert found["steps"] > 0
+    assert found["memory_bytes_total"] == sum(found["memory_bytes"].values())

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import tiny
 from karma_electric.core.jsonl import append_jsonl
 from karma_electric.core.messages import Conversation
+from karma_electric.models.chat_template import conversation_ids
 from karma_electric.steer.axis import save_axis
 from karma_electric.steer.responses import FILE, Response
-from karma_electric.steer.spec import AXIS_FILE, CAP_FILE, save_spec
+from karma_electric.steer.spec import AXIS_FILE, CAP_FILE, CapSpec, save_spec
 from test_cli import Ended, karma_here
 
 if TYPE_CHECKING:
@@ -73,6 +76,63 @@ def test_several_strengths_come_from_one_calibration(
     assert "KL ratio" in again.out
 
 
+def test_all_strengths_share_one_fit_and_each_is_what_it_would_be_alone(
+    bake: Run, tiny_path: Path, axis_path: Path, tmp_path: Path
+) -> None:
+    """The cap acts with its own alpha in calibration, so that the same request gives the same weights either way."""
+    ended = bake(tiny_path, axis_path, tmp_path / "many", "--alpha", "0.3,0.5,1", "--max-kl-ratio", "1")
+    assert ended.code == 0, ended.err
+    assert ended.err.count("fitting a neuron") == 1
+    assert bake(tiny_path, axis_path, tmp_path / "one", "--alpha", "1", "--max-kl-ratio", "1").code == 0
+    many, one, own = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("many/alpha-1", "one", "many/alpha-0.5")
+    )
+    assert all(torch.equal(many[name], one[name]) for name in one)
+    for layer in (2, 3, 4):
+        place = f"model.layers.{layer}.mlp"
+        assert torch.equal(many[f"{place}.gate_proj.weight"], own[f"{place}.gate_proj.weight"])
+        columns = [weights[f"{place}.down_proj.weight"][:, 160] for weights in (many, own)]
+        torch.testing.assert_close(columns[0], 2 * columns[1])
+
+
+def test_a_second_cap_goes_in_beside_the_first(
+    bake: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tiny_path: Path,
+    axis_path: Path,
+    tmp_path: Path,
+) -> None:
+    second = tmp_path / "second"
+    second.mkdir()
+    axis = tiny.random_axis(seed=7)
+    save_axis(axis, second / AXIS_FILE)
+    calibration = tiny.chats(40, seed=41)
+    thresholds = {}
+    for layer in (3, 4):
+        a = torch.cat(
+            [
+                tiny.residuals(model, torch.tensor([conversation_ids(tokenizer, c)]), "mlp")[layer][0, 1:]
+                for c in calibration
+            ]
+        )
+        thresholds[layer] = float((a @ axis.directions["mlp"][layer]).quantile(0.6))
+    save_spec(CapSpec(AXIS_FILE, "mlp", (3, 4), thresholds, 0.8), second / CAP_FILE)
+    words = (tiny_path, axis_path, tmp_path / "b", "--with", second, "--max-kl-ratio", "1")
+    ended = bake(*words)
+    assert ended.code == 0, ended.err
+    report = json.loads((tmp_path / "b" / "fidelity.json").read_text())
+    assert report["caps"] == [{"layers": [2, 3, 4], "alpha": 0.5}, {"layers": [3, 4], "alpha": 0.8}]
+    assert "further" not in report["neurons"]["2"]
+    assert len(report["neurons"]["3"]["further"]) == 1
+    weights = load_file(tmp_path / "b" / "model.safetensors")
+    for layer, count in ((2, 1), (3, 2), (4, 2), (5, 0)):
+        rows = weights[f"model.layers.{layer}.mlp.gate_proj.weight"][160:].abs().sum(1)
+        assert int((rows > 0).sum()) == count
+    bake(tiny_path, axis_path, tmp_path / "b").refused(2, "was made from something else")
+    bake(tiny_path, axis_path, tmp_path / "c", "--with", tmp_path / "none").refused(3, "none", "does not exist")
+
+
 def test_one_strength_goes_straight_into_the_folder(
     bake: Run, tiny_path: Path, axis_path: Path, tmp_path: Path
 ) -> None:
@@ -83,6 +143,23 @@ def test_one_strength_goes_straight_into_the_folder(
     assert report["alpha"] == 0.5
     assert set(report["replaced"]) == {"2", "3", "4"}
     assert report["ordinary_text"]["tokens"] > 100
+    assert report["greedy"]["prompts"] == 6
+    assert report["all"]["kl_ratio_interval"]["low"] <= report["all"]["kl_ratio"]
+    assert {"prefill_ratio_baked_to_uncapped", "decode_ratio_baked_to_uncapped"} <= set(report["throughput"])
+
+
+def test_a_baked_model_and_a_quantised_one_are_refused(
+    bake: Run, tiny_path: Path, axis_path: Path, tmp_path: Path
+) -> None:
+    assert bake(tiny_path, axis_path, tmp_path / "b", "--force").code == 0
+    bake(tmp_path / "b", axis_path, tmp_path / "c").refused(2, "has its cap compiled into the weights")
+    quantised = tmp_path / "quantised"
+    quantised.mkdir()
+    for file in tiny_path.iterdir():
+        (quantised / file.name).write_bytes(file.read_bytes())
+    config = json.loads((quantised / "config.json").read_text())
+    (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    bake(quantised, axis_path, tmp_path / "c").refused(2, "quantised (gptq)", "quantised from")
 
 
 def test_an_unfaithful_cap_is_refused_unless_forced(

@@ -451,7 +451,7 @@ def test_the_check_sees_an_unbounded_repetition() -> None:
     ["a", "a ", '"', "'", "“", "`", "``` ", "\n- ", "people say that nobody ever ", "7% of ", "*Of ", "not never no "],
 )
 def test_long_unkind_texts_are_read_in_short_sentences(piece: str) -> None:
-    """200,000 characters; how long it takes is printed by benchmarks/bench_penalties.py."""
+    """200,000 characters; how long it takes is printed by benchmarks/penalties.py."""
     text = (piece * 200_000)[:200_000]
     found = list(sentences(text))
     assert all(len(sentence.text) <= LONGEST_SENTENCE for sentence in found)

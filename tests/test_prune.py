@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from baking import fitted
 from karma_electric.models.chat_template import conversation_ids
 from karma_electric.models.loading import load_model
 from karma_electric.steer.checkpoint import write_baked
-from karma_electric.steer.neuron import fit_neurons, fit_removals
-from karma_electric.steer.prune import Moments, spare_neuron
+from karma_electric.steer.fit import fit_removals
+from karma_electric.steer.gather import gather
+from karma_electric.steer.prune import Moments, spare_in_turn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +39,7 @@ def test_a_neuron_that_the_others_determine_is_spared() -> None:
     down = torch.randn(3, 6, generator=generator)
     down[:, 0] *= 50  # each of the three is determined by the others; this one's column is costly
     down[:, 1] *= 50
-    removal = spare_neuron(moments(h), down)
+    removal = spare_in_turn(moments(h), down, 1)[0]
     assert removal.index == 4
     assert removal.share < 1e-3
     torch.testing.assert_close(removal.fold[:4].float(), torch.tensor([2.0, -1.0, 0.0, 0.0]), atol=0.02, rtol=0)
@@ -47,7 +49,7 @@ def test_a_neuron_that_the_others_determine_is_spared() -> None:
 def test_of_independent_neurons_the_one_that_adds_least_is_spared() -> None:
     h = torch.randn(4000, 4, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 3.0, 0.5, 2.0])
     down = torch.eye(4)
-    removal = spare_neuron(moments(h), down)
+    removal = spare_in_turn(moments(h), down, 1)[0]
     assert removal.index == 2
     assert removal.share == pytest.approx(0.25 / (1 + 9 + 0.25 + 4), rel=0.1)
 
@@ -63,7 +65,7 @@ def test_the_cost_is_the_squared_output_that_is_lost() -> None:
         solution = torch.linalg.lstsq(h[:, others], h[:, j]).solution
         lost = (h[:, j] - h[:, others] @ solution)[:, None] * down[:, j]
         losses.append(float(lost.pow(2).sum() / (h @ down.T).pow(2).sum()))
-    removal = spare_neuron(moments(h), down)
+    removal = spare_in_turn(moments(h), down, 1)[0]
     assert removal.index == losses.index(min(losses))
     assert removal.share == pytest.approx(min(losses), rel=0.02)
 
@@ -82,9 +84,9 @@ def test_a_neuron_that_does_nothing_gives_way_to_the_cap(
     save_file(weights, source / "model.safetensors", {"format": "pt"})
     model = load_model(source, dtype="float32", device="cpu")
     cap = tiny.cap_at(model, tokenizer, "mlp", quantile=0.75, conversations=CALIBRATION)
-    neurons = fit_neurons(model, tokenizer, cap, CALIBRATION, ridge=1e-4)
-    removed = fit_removals(model, tokenizer, cap, CALIBRATION)
-    assert {layer: removal.index for layer, removal in removed.items()} == {2: 9, 3: 10, 4: 11}
+    neurons = fitted(model, tokenizer, cap, CALIBRATION, ridge=1e-4)
+    removed = fit_removals(model, [cap], gather(model, tokenizer, [cap], CALIBRATION, moments=True))
+    assert {layer: removal.index for layer, (removal,) in removed.items()} == {2: 9, 3: 10, 4: 11}
     folders = {}
     for name, choice in (("append", None), ("replace", removed)):
         folders[name] = tmp_path / name
@@ -92,7 +94,7 @@ def test_a_neuron_that_does_nothing_gives_way_to_the_cap(
         changed = write_baked(source, neurons, folders[name], removed=choice)
         assert changed["placement"] == name
     assert changed["intermediate_size"] == {"before": 160, "after": 160}
-    assert changed["replaced"]["3"]["neuron"] == 10
+    assert changed["replaced"]["3"][0]["neuron"] == 10
     ids = torch.tensor([conversation_ids(tokenizer, tiny.chats(1, seed=5)[0])])
     with torch.no_grad():
         appended, replaced = (
@@ -103,12 +105,22 @@ def test_a_neuron_that_does_nothing_gives_way_to_the_cap(
     assert not torch.allclose(replaced, bare, atol=1e-2)
 
 
-def test_the_ridge_is_chosen_by_the_error_on_what_was_left_out(
-    tiny_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """With hardly any text a strong penalty wins over the weakest."""
-    model = load_model(tiny_path, dtype="float32", device="cpu")
-    cap = tiny.cap_at(model, tokenizer, "mlp", quantile=0.5, conversations=CALIBRATION)
-    few = fit_neurons(model, tokenizer, cap, CALIBRATION[:5])
-    many = fit_neurons(model, tokenizer, cap, tiny.chats(120, seed=32))
-    assert max(n.ridge for n in few.values()) > min(n.ridge for n in many.values())
+def test_two_in_turn_cost_what_is_lost_without_both() -> None:
+    """The second is chosen, and folded, as if the first had never been there: by least squares on the others."""
+    h = torch.randn(800, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    h = h @ torch.randn(6, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    down = torch.randn(7, 6, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    first, second = spare_in_turn(moments(h), down, 2)
+    columns = down
+    for removal in (first, second):
+        columns = columns + torch.outer(columns[:, removal.index], removal.fold)
+    gone = [first.index, second.index]
+    left = [k for k in range(6) if k not in gone]
+    assert not second.fold[gone].any()
+    lost = h @ down.T - h[:, left] @ columns[:, left].T
+    # with both gone, no other columns for the rest lose less
+    best = torch.linalg.lstsq(h[:, left], h @ down.T).solution
+    least = h @ down.T - h[:, left] @ best
+    assert float(lost.pow(2).sum()) == pytest.approx(float(least.pow(2).sum()), rel=0.01)
+    share = float(least.pow(2).sum() / (h @ down.T).pow(2).sum())
+    assert first.share + second.share == pytest.approx(share, rel=0.02)

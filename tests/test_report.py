@@ -129,7 +129,7 @@ def test_links_lead_to_places_on_the_page(page: Page) -> None:
 
 def test_images_are_the_files_of_the_run(page: Page, run: Path) -> None:
     shown = {base64.b64decode(attributes["src"].split(",")[1]) for tag, attributes in page.elements if tag == "img"}
-    files = ("adapter/loss.png", "axis/norms.png", "axis/projections.png")
+    files = ("adapter/loss.png", "axis/norms.png", "axis/projections.png", "axis/cap_rates.png")
     assert shown == {(run / file).read_bytes() for file in files}
 
 

@@ -26,6 +26,12 @@ def test_the_readme_says_what_the_results_say(results):
     assert results.replaced(readme) == readme
 
 
+def test_the_benchmark_page_says_what_the_results_say(results):
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert results.with_benchmarks(page) == page
+    assert page.count("<!-- results: begin") == len(results.BENCHMARKS) == page.count("<!-- results: end")
+
+
 def test_another_result_makes_another_readme(results, tmp_path, monkeypatch):
     shutil.copytree(ROOT / "results", tmp_path / "results")
     fidelity = tmp_path / "results" / "demo" / "capped" / "fidelity.json"

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -106,21 +107,46 @@ def test_a_single_level_of_repetition_is_fine(tmp_path: Path, pattern: str) -> N
     assert load_suite(write(tmp_path, LINE | {"fail_signals": [pattern]}))
 
 
-def test_the_shipped_suite_is_whole_and_its_signals_do_not_fire_on_its_own_questions() -> None:
-    suite = load_suite(find("suites", "suites/starter-30.jsonl"))
-    assert len(suite) == 30
+SUITES = {name: load_suite(find("suites", f"suites/{name}.jsonl")) for name in ("starter-30", "standard-58")}
+
+
+@pytest.mark.parametrize(("name", "size"), [("starter-30", 30), ("standard-58", 58)])
+def test_a_shipped_suite_is_whole_and_its_signals_do_not_fire_on_its_own_questions(name: str, size: int) -> None:
+    suite = SUITES[name]
+    assert len(suite) == size
     assert {scenario.category for scenario in suite} == set(CATEGORIES)
     for scenario in suite:
         for pattern in scenario.fail_signals:
             assert not re.search(pattern, "\n".join(scenario.turns), SIGNAL_FLAGS), (scenario.id, pattern)
 
 
-def test_the_shipped_signals_stay_fast_on_long_tedious_answers() -> None:
-    suite = load_suite(find("suites", "suites/starter-30.jsonl"))
+@pytest.mark.parametrize("name", SUITES)
+def test_the_shipped_signals_stay_fast_on_long_tedious_answers(name: str) -> None:
     answers = ["x" * 4000, "I " * 2000, "1. use " * 500, "\n" * 4000, "dear tenants handleCancel = " * 150]
     started = time.process_time()
-    for scenario in suite:
+    for scenario in SUITES[name]:
         for pattern in (*scenario.pass_signals, *scenario.fail_signals):
             for answer in answers:
                 re.findall(pattern, answer, SIGNAL_FLAGS)
-    assert time.process_time() - started < 30  # about 1 s; a catastrophic pattern would not end at all
+    assert time.process_time() - started < 30  # a second or two; a catastrophic pattern would not end at all
+
+
+def test_the_standard_suite_is_spread_over_categories_difficulties_and_lengths() -> None:
+    suite = SUITES["standard-58"]
+    per_category = Counter(scenario.category for scenario in suite)
+    assert set(per_category.values()) <= {9, 10}
+    assert Counter(scenario.difficulty for scenario in suite) == {"easy": 12, "medium": 20, "hard": 18, "extreme": 8}
+    multi_turn = [scenario for scenario in suite if len(scenario.turns) > 1]
+    assert len(multi_turn) >= 12
+    assert all(3 <= len(scenario.turns) <= 6 for scenario in multi_turn)
+    assert len({scenario.category for scenario in multi_turn}) >= 4
+    assert max(Counter(scenario.technique for scenario in suite).values()) <= 3
+    for scenario in suite:
+        assert scenario.id.startswith(f"standard-{scenario.category}-")
+        assert 4 <= len(scenario.pass_signals) <= 6, scenario.id
+        assert 3 <= len(scenario.fail_signals) <= 6, scenario.id
+
+
+def test_no_turn_is_asked_twice_by_the_shipped_suites() -> None:
+    turns = Counter(turn for suite in SUITES.values() for scenario in suite for turn in scenario.turns)
+    assert max(turns.values()) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,10 @@ import pytest
 import torch
 
 import tiny
-from karma_electric.core.errors import DataError, GateError, InputError, MissingError
+from karma_electric.core.errors import DataError, GateError, InputError
 from karma_electric.core.messages import as_dicts
-from karma_electric.core.recipe import MergeSection, TrainSection
-from karma_electric.models.chat_template import conversation_ids
+from karma_electric.core.recipe import TrainSection
 from karma_electric.models.loading import load_model, quiet_transformers
-from karma_electric.train.merge import merge_adapter
 from karma_electric.train.qlora import train_adapter
 from karma_electric.train.tokenize import IGNORED, read_split, tokenize_split
 from karma_electric.train.trainer import Data, adapted_model, build_trainer, labelled_only
@@ -308,6 +307,30 @@ def test_a_loss_that_is_not_finite_is_not_recorded(tmp_path: Path, loss: float) 
     assert read_trajectory(tmp_path / "trajectory.jsonl") == []
 
 
+def test_a_loss_that_rises_far_above_its_best_is_an_error(tmp_path: Path) -> None:
+    """Ten steps at a time: single hard batches are no divergence, and neither is a run that was continued."""
+    losses = [2.0] * 10 + [1.0] * 10 + [9.0] + [1.0] * 9
+    path = tmp_path / "trajectory.jsonl"
+    trajectory = Trajectory(path, resume_at=0)
+    for step, loss in enumerate(losses, 1):
+        trajectory.append({"step": step, "split": "train", "loss": loss})
+    continued = Trajectory(path, resume_at=len(losses))
+    rising = ({"step": step, "split": "train", "loss": 4.0} for step in range(31, 60))
+    with pytest.raises(GateError, match=r"mean loss of the last 10 steps is 2\.\d+ at step 3\d, after a best of 1"):
+        deque(map(continued.append, rising), maxlen=0)
+    assert len(read_trajectory(path)) < 40
+
+
+def test_running_out_of_memory_says_what_to_lower(tiny_path: Path, release: Path, tmp_path: Path) -> None:
+    """A CPU's error is a plain RuntimeError; here a real one, of a tensor that no machine holds."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    with pytest.raises(InputError, match=r"Lower train\.batch_size from 2 .*max_length.*gradient_checkpointing"):
+        train(tiny_path, release, tmp_path, Reaper(1, caught.value))
+    with pytest.raises(RuntimeError, match="something else"):
+        train(tiny_path, release, tmp_path / "other", Reaper(1, RuntimeError("something else")))
+
+
 def test_a_training_that_diverges_ends_with_an_error(tiny_path: Path, release: Path, tmp_path: Path) -> None:
     """At once, not at the next validation: the trainer's own filter would log a loss of 0 until then."""
     with pytest.raises(GateError, match="at step 2: training diverged"):
@@ -335,61 +358,6 @@ def test_four_bit_weights_train_in_seconds(release: Path, tmp_path: Path) -> Non
     assert summary["steps"] == 2
     assert summary["validation_loss"] < summary["validation_loss_before"]
     assert time.monotonic() - started < 30
-
-
-# Merging
-
-
-@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-4), ("bfloat16", 0.25)])
-def test_merged_weights_answer_like_adapter_on_base(
-    tiny_path: Path,
-    release: Path,
-    trained: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tmp_path: Path,
-    dtype: Any,
-    rounding: float,
-) -> None:
-    """`rounding` is the mean difference of logits, as a share of what the adapter itself changes."""
-    from peft import PeftModel
-
-    summary = merge_adapter(tiny_path, trained, release, MergeSection(dtype=dtype), tmp_path)
-    merged = load_model(tmp_path, dtype="float32", device="cpu")
-    with quiet_transformers():
-        adapted = PeftModel.from_pretrained(load_model(tiny_path, dtype="float32", device="cpu"), str(trained)).eval()
-    probes = [torch.tensor([conversation_ids(tokenizer, c)]) for _, c in read_split(release / "validation.jsonl")]
-    with torch.no_grad():
-        expected, found, base = (
-            torch.cat([m(input_ids=i).logits[0] for i in probes]) for m in (adapted, merged, model)
-        )
-    difference = (found - expected).abs()
-    assert difference.mean() < rounding * (base - expected).abs().mean()
-    assert json.loads((tmp_path / "merge.json").read_text()) == summary
-    assert summary["max_abs_logit_difference"] == pytest.approx(difference.max().item(), abs=1e-5)
-    assert summary["mean_abs_logit_difference"] == pytest.approx(difference.mean().item(), abs=1e-6)
-    kl = torch.nn.functional.kl_div(
-        found.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean"
-    )
-    assert summary["mean_kl_nats"] == pytest.approx(kl.item(), abs=1e-6)
-    assert summary["same_top_token"] == pytest.approx((found.argmax(-1) == expected.argmax(-1)).float().mean().item())
-    assert summary["tokens"] == len(expected)
-    assert (summary["dtype"], summary["conversations"], summary["base_weights"]) == (dtype, 3, "unquantised")
-
-
-def test_the_merged_folder_is_an_ordinary_model_with_the_bases_tokenizer(
-    tiny_path: Path, release: Path, trained: Path, tmp_path: Path
-) -> None:
-    merge_adapter(tiny_path, trained, release, MergeSection(), tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert (tmp_path / name).read_bytes() == (tiny_path / name).read_bytes()
-    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
-    assert not list(tmp_path.glob("adapter*"))
-
-
-def test_merging_without_an_adapter_says_what_to_run(tiny_path: Path, release: Path, tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="Run the adapter stage first"):
-        merge_adapter(tiny_path, tmp_path, release, MergeSection(), tmp_path / "out")
 
 
 def test_nf4_on_a_cpu_refuses_widths_that_would_crash(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Keeps the small files of a run under results/, and renders the README's figures from them.
 
 python tools/results.py keep runs/demo      copy manifests, JSON, plots and card to results/demo
-python tools/results.py render              rewrite the generated part of README.md
-python tools/results.py check               exit 1 if README.md differs from what results/ say
+python tools/results.py render              rewrite the generated parts of README.md and docs/benchmarks.md
+python tools/results.py check               exit 1 if one of them differs from what results/ say
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def rendered() -> str:
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     training, merge = read("adapter", "training.json"), read("merged", "merge.json")
     fidelity, cap, parity = read("capped", "fidelity.json"), read("axis", "cap.json"), read("gguf", "parity.json")
+    asked = cap["method"].get("target_cap_rate", 1 - cap["method"]["quantile"])
     judge = read("redteam", "judge", "agreement.json")["B"]
     manifest = read("card", "manifest.json")
     hardware = manifest["hardware"]
@@ -96,7 +97,7 @@ def rendered() -> str:
         f"{training['validation_loss']:.3f} nats per token | `results/demo/adapter/training.json` |",
         f"| Merged model against adapter on base, KL | {merge['mean_kl_nats']:.1e} nats per token "
         f"| `results/demo/merged/merge.json` |",
-        f"| Response tokens capped on held-out prompts (asked for {1 - cap['method']['quantile']:.0%}) "
+        f"| Response tokens capped on held-out prompts (asked for {asked:.0%}) "
         f"| {cap['cap_rate']['mean']:.1%} | `results/demo/axis/cap.json` |",
         f"| Cap neuron: KL(hooked, baked) / KL(hooked, uncapped), held-out | {fidelity['all']['kl_ratio']:.4f} "
         f"({fidelity['all']['tokens']:,} tokens) | `results/demo/capped/fidelity.json` |",
@@ -119,17 +120,70 @@ def replaced(readme: str) -> str:
     return f"{before}{BEGIN}\n{rendered()}\n{END}{rest.split(END, 1)[1]}"
 
 
+def measured(name: str) -> Any:
+    """What a benchmark wrote, or None where it has not been run."""
+    file = ROOT / "results" / "benchmarks" / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def extract_table(found: Any) -> list[str]:
+    """Seconds of both methods, and how close their directions are."""
+    return [
+        "| Method | Seconds | Ratio | Smallest cosine of a direction |",
+        "|---|---|---|---|",
+        f"| one prompt at a time | {found['seconds_one_by_one']:.1f} | 1 | |",
+        f"| `karma axis extract` | {found['seconds_ours']:.1f} | {found['ratio']:.1f} | {found['min_cosine']:.7f} |",
+        "",
+        f"{found['n']} prompts under {found['system_prompts']} system prompts, {found['dtype']}, "
+        f"{found['threads']} threads, {found['hardware'].get('processor', 'cpu')}.",
+    ]
+
+
+def overhead_table(found: Any) -> list[str]:
+    """Overhead per site, phase and batch, with its interval."""
+    lines = [
+        "| Site | Phase | Batch | Bare, tokens/s | Capped, tokens/s | Overhead (95% interval) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cell in found["cells"]:
+        low, high = cell["interval_95_percent"]
+        lines.append(
+            f"| `{cell['site']}` | {cell['phase']} | {cell['batch']} | {cell['bare_tokens_per_s']:.1f} | "
+            f"{cell['capped_tokens_per_s']:.1f} | {cell['overhead_percent']:+.1f}% ({low:+.1f} to {high:+.1f}) |"
+        )
+    settings = found["settings"]
+    said = f"{settings['model']}, {settings['dtype']}, {settings['threads']} threads, {settings['repeats']} rounds."
+    return [*lines, "", said]
+
+
+BENCHMARKS = {"extract": extract_table, "cap_overhead": overhead_table}
+
+
+def with_benchmarks(page: str) -> str:
+    """docs/benchmarks.md with the tables of the benchmarks that were run made anew."""
+    for name, table in BENCHMARKS.items():
+        begin = f"<!-- results: begin {name} (rendered by `make results`; do not edit) -->"
+        end = f"<!-- results: end {name} -->"
+        found = measured(name)
+        lines = ["Not measured yet."] if found is None else table(found)
+        before, rest = page.split(begin)
+        page = "\n".join([before + begin, *lines, end + rest.split(end, 1)[1]])
+    return page
+
+
 def main() -> None:
     """Entry point."""
-    readme = ROOT / "README.md"
+    pages = {ROOT / "README.md": replaced, ROOT / "docs" / "benchmarks.md": with_benchmarks}
     match sys.argv[1:]:
         case ["keep", run]:
             keep(Path(run))
         case ["render"]:
-            readme.write_text(replaced(readme.read_text(encoding="utf-8")), encoding="utf-8")
+            for page, render in pages.items():
+                page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
         case ["check"]:
-            if replaced(readme.read_text(encoding="utf-8")) != readme.read_text(encoding="utf-8"):
-                raise SystemExit("error: README.md differs from results/. Run: make results")
+            for page, render in pages.items():
+                if render(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8"):
+                    raise SystemExit(f"error: {page.name} differs from results/. Run: make results")
         case _:
             raise SystemExit(__doc__)
 

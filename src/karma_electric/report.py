@@ -28,6 +28,7 @@ _FIGURES = (
         "Length of the axis per block before it is made a unit vector, and how far it sets the two sides apart",
     ),
     ("axis", "projections.png", "Projections of response tokens on the axis, and the thresholds"),
+    ("axis", "cap_rates.png", "How often and how hard the cap acts on held-out responses, by kind of response"),
 )
 
 

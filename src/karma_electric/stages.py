@@ -27,9 +27,9 @@ from karma_electric.core.resources import find
 from karma_electric.models.refs import ModelRef, resolve
 from karma_electric.pipeline import Stage
 
+_MERGE_CONVERSATIONS = 4
 _FIDELITY_CONVERSATIONS = 24
 _PARITY_PROMPTS = 8
-_RESPONSE_BATCH = 48
 
 
 def plan_release(recipe: Recipe, *, force: bool = False) -> Stage:
@@ -102,6 +102,7 @@ def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
         _config(recipe.merge),
         {"base": base.fingerprint, "adapter": adapter},
         partial(_merged, recipe, base, run),
+        resumable=True,
         space=2 * weights,
     )
     axis = add(
@@ -178,9 +179,17 @@ def _check_data(recipe: Recipe, base: ModelRef, files: Mapping[str, Path]) -> No
     from karma_electric.models.blocks import layer_range
     from karma_electric.redteam.scenario import load_suite
     from karma_electric.steer.contrast import load_prompts, require_disjoint
+    from karma_electric.steer.responses import SPLITS, plan_responses
 
     load_suite(files["suite"])
-    require_disjoint(**{role: load_prompts(files[role]) for role in ("contrast", "calibration", "heldout")})
+    prompts = {role: load_prompts(files[role]) for role in ("contrast", *SPLITS)}
+    require_disjoint(**prompts)
+    plan_responses(
+        {split: prompts[split] for split in SPLITS},
+        toward=recipe.persona.system_prompt,
+        away=recipe.persona.away,
+        shares=recipe.axis.mixture.shares,
+    )
     blocks = read_json(base.path / "config.json").get("num_hidden_layers")
     if isinstance(blocks, int):
         layer_range(blocks, layers=recipe.axis.layers, depth=recipe.axis.depth)
@@ -240,23 +249,35 @@ def _adapter(recipe: Recipe, base: ModelRef, run: Path, out: Path, progress: Pro
 
 def _merged(recipe: Recipe, base: ModelRef, run: Path, out: Path, progress: Progress) -> None:
     from karma_electric.train.merge import merge_adapter
+    from karma_electric.train.tokenize import read_split
 
-    summary = merge_adapter(base.path, run / "adapter", run / "release", recipe.merge, out)
+    heldout = [conversation for _, conversation in read_split(run / "release" / "validation.jsonl")]
+    summary = merge_adapter(
+        base.path,
+        run / "adapter",
+        recipe.merge,
+        out,
+        conversations=heldout[:_MERGE_CONVERSATIONS],
+        base_names=(base.name,),
+        progress=progress,
+    )
     progress.say(f"  merged weights differ from adapter on base by {summary['mean_kl_nats']:.2g} nats per token (KL)")
 
 
 def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progress: Progress) -> None:
     from karma_electric.models.blocks import layer_range
-    from karma_electric.models.engines.hf import HfEngine
     from karma_electric.models.engines.protocol import Sampling
     from karma_electric.models.loading import load_model, load_tokenizer
     from karma_electric.steer.axis import save_axis
-    from karma_electric.steer.calibrate import calibrate
+    from karma_electric.steer.calibrate import calibrate_into
     from karma_electric.steer.contrast import ContrastSet, load_prompts, require_disjoint
-    from karma_electric.steer.extract import extract, forget_chunks
-    from karma_electric.steer.figures import plot_norms, plot_projections
-    from karma_electric.steer.responses import FILE, generate_responses
-    from karma_electric.steer.spec import AXIS_FILE, CAP_FILE, describe, save_spec
+    from karma_electric.steer.diagnose import diagnose
+    from karma_electric.steer.diagnostics import DIAGNOSTICS_FILE, write_diagnostics
+    from karma_electric.steer.extract import extract, forget_chunks, iter_chunks
+    from karma_electric.steer.figures import plot_norms
+    from karma_electric.steer.responses import SPLITS, plan_responses
+    from karma_electric.steer.spec import AXIS_FILE, describe
+    from karma_electric.steer.verdict import judge
 
     require("model")
     section = recipe.axis
@@ -265,31 +286,41 @@ def _axis(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, progr
     model, tokenizer = load_model(run / "merged", dtype=recipe.model.dtype), load_tokenizer(run / "merged")
     contrast = ContrastSet(prompts["contrast"], recipe.persona.system_prompt, tuple(recipe.persona.away))
     fingerprint = resolve(str(run / "merged")).fingerprint
-    axis, sides = extract(
+    axis = extract(
         model,
         tokenizer,
         contrast,
         out,
         fingerprint=fingerprint,
+        position=section.position,
+        sampling=Sampling(temperature=0.7, max_new_tokens=section.response_tokens, seed=section.seed),
         batch_tokens=section.batch_tokens,
         progress=progress,
     )
     layers = layer_range(axis.n_layers, layers=section.layers, depth=section.depth)
-    responses = generate_responses(
-        HfEngine(model, tokenizer),
-        {role: prompts[role] for role in ("calibration", "heldout")},
-        recipe.persona.system_prompt,
-        out / FILE,
-        sampling=Sampling(temperature=0.7, max_new_tokens=section.response_tokens, seed=section.seed),
-        batch_size=_RESPONSE_BATCH,
+    diagnostics = diagnose(lambda: iter_chunks(out), seed=section.seed, progress=progress)
+    for finding in judge(diagnostics, section.site, layers, what="capped blocks"):
+        if finding.level != "ok":
+            progress.say(f"  axis: {finding.level}: {finding.text}")
+    spec = calibrate_into(
+        out,
+        model,
+        tokenizer,
+        axis,
+        plan_responses(
+            {split: prompts[split] for split in SPLITS},
+            toward=contrast.toward,
+            away=contrast.away,
+            shares=section.mixture.shares,
+        ),
+        section,
+        layers,
+        fingerprint=fingerprint,
         progress=progress,
     )
-    toward = sides[section.site][0]
-    spec, projections = calibrate(model, tokenizer, axis, toward, responses, section, layers, progress=progress)
     save_axis(axis, out / AXIS_FILE)
-    save_spec(spec, out / CAP_FILE)
-    plot_norms(axis, layers, out / "norms.png")
-    plot_projections(projections, spec, out / "projections.png")
+    write_diagnostics(diagnostics, out / DIAGNOSTICS_FILE)
+    plot_norms(axis, layers, out / "norms.png", diagnostics)
     forget_chunks(out)
     progress.say(f"  {describe(spec)}")
 
@@ -304,7 +335,7 @@ def _capped(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, pro
     splits = by_split(run / "axis" / FILE)
     report = bake(
         run / "merged",
-        cap,
+        [cap],
         calibration=splits["calibration"],
         heldout=splits["heldout"][:_FIDELITY_CONVERSATIONS],
         texts=[prompt.text for prompt in load_prompts(files["heldout"])],

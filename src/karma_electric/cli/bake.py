@@ -20,8 +20,13 @@ def bake(
     ],
     cap: Annotated[Path, typer.Argument(help="cap.json or its folder (runs/demo/axis), with its responses.jsonl.")],
     out: Annotated[Path, typer.Argument(help="New folder; with several alphas one below it each (OUT/alpha-0.5).")],
+    with_: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="A further cap that acts beside CAP, like a nested hook; can be given again."),
+    ] = None,
     alpha: Annotated[
-        str | None, typer.Option("--alpha", help="Strengths in (0, 1], e.g. 0.3,0.5,1; the cap's own when not given.")
+        str | None,
+        typer.Option("--alpha", help="Strengths in (0, 1] of all caps, e.g. 0.3,0.5,1; each cap's own when not given."),
     ] = None,
     placement: Annotated[
         str, typer.Option("--placement", help="append (grow every MLP by 32) or replace (a neuron that can be spared).")
@@ -42,8 +47,9 @@ def bake(
 ) -> None:
     """Compile a cap into the weights: a plain checkpoint that stock transformers, llama.cpp, Ollama and vLLM run.
 
-    One neuron per capped layer is fitted on the calibration responses beside the cap, and compared with the hooks on
-    the held-out ones: KL(hooked||baked) / KL(hooked||uncapped), agreement, perplexity and speed go to fidelity.json.
+    One neuron per cap and capped block is fitted on the calibration responses beside CAP, once for all strengths, and
+    compared with the hooks on the held-out ones: KL(hooked||baked) / KL(hooked||uncapped) with its interval, greedy
+    agreement, perplexity and speed go to fidelity.json. A ratio above --max-kl-ratio is refused (exit code 1).
 
     Example: karma bake runs/demo/merged runs/demo/axis baked --alpha 0.3,0.5,1
     """
@@ -57,7 +63,7 @@ def bake(
     require("model")
     folders = plan(
         model,
-        cap,
+        [cap, *(with_ or [])],
         out,
         alphas=_alphas(alpha),
         settings={"placement": placement, "ridge": ridge, "sharpness": sharpness, "max_kl_ratio": max_kl_ratio},
@@ -68,19 +74,32 @@ def bake(
     if json_:
         print(json.dumps({str(folder): report for folder, report in reports.items()}, indent=2))
         return
-    print(f"{'alpha':>6} {'KL ratio':>9} {'prompt':>8} {'response':>9} {'same top':>9} {'perplexity':>17}  folder")
+    print(_HEADER)
     for folder, report in reports.items():
-        text = report["ordinary_text"]
-        print(
-            f"{report['alpha']:>6g} {report['all']['kl_ratio']:>9.4f} {report['prompt']['kl_ratio']:>8.4f} "
-            f"{report['response']['kl_ratio']:>9.4f} {report['all']['same_top_token_baked']:>9.1%} "
-            f"{text['perplexity_uncapped']:>8.2f}->{text['perplexity_baked']:<7.2f}  {folder}"
-        )
+        print(_line(report, folder))
+
+
+_HEADER = (
+    f"{'alpha':>6} {'KL ratio (95%)':>22} {'prompt':>7} {'response':>9} {'same top':>9} {'same answer':>12} "
+    f"{'perplexity':>16}  folder"
+)
+
+
+def _line(report: dict[str, Any], folder: Path) -> str:
+    everything, text = report["all"], report["ordinary_text"]
+    interval = everything["kl_ratio_interval"]
+    spread = f" ({interval['low']:.4f}-{interval['high']:.4f})" if interval else ""
+    change = f"{text['perplexity_uncapped']:.2f}->{text['perplexity_baked']:.2f}" if text["tokens"] else "not measured"
+    return (
+        f"{report['alpha']:>6g} {everything['kl_ratio']:.4f}{spread:<16} {report['prompt']['kl_ratio']:>7.4f} "
+        f"{report['response']['kl_ratio']:>9.4f} {everything['same_top_token_baked']:>9.1%} "
+        f"{report['greedy']['identical_baked']:>12.0%} {change:>16}  {folder}"
+    )
 
 
 def plan(
     model: str,
-    cap: Path,
+    caps: list[Path],
     out: Path,
     *,
     alphas: list[float | None],
@@ -88,26 +107,32 @@ def plan(
     force: bool,
     progress: Progress,
 ) -> list[Path]:
-    """Bake every strength as a stage of its own: skipped when it is there, continued after a kill.
+    """Bake every strength as a stage of its own, from one calibration: skipped when there, continued after a kill.
 
-    Returns the folders.
+    The first of `caps` has the responses to calibrate on beside it. Returns the folders.
 
     Raises:
-        InputError: a setting that cannot be, or the model has its cap compiled in.
+        InputError: a setting that cannot be, a model that cannot hold the caps, or one that has a cap compiled in.
         MissingError: no such model or cap, or no responses beside it.
         ArtifactError: the cap is for a model of another shape.
         GateError: a baked cap is not faithful, and `force` is not set.
     """
+    from functools import cache as once
+
     from pydantic import ValidationError
 
     from karma_electric.cli.chat import find_cap
-    from karma_electric.core.artifact import hash_file, read_json
+    from karma_electric.core.artifact import hash_file
     from karma_electric.core.errors import InputError
     from karma_electric.core.recipe import BakeSection
     from karma_electric.core.resources import find
     from karma_electric.models.refs import resolve
     from karma_electric.pipeline import Stage, run_stages
+    from karma_electric.steer.bake import Fitted, fit, require_faithful
+    from karma_electric.steer.bake import bake as bake_one
+    from karma_electric.steer.caps import at_strength
     from karma_electric.steer.contrast import load_prompts
+    from karma_electric.steer.neuron import read_config, require_bakeable
     from karma_electric.steer.responses import FILE, by_split
     from karma_electric.steer.spec import load_cap
 
@@ -120,21 +145,25 @@ def plan(
             f"--{key.replace('_', '-')} is {problem['input']!r}: {problem['msg']}.", "See karma bake --help."
         ) from None
     ref = resolve(model)
-    found = find_cap(ref.path, cap, needed=True)
-    assert found is not None  # `needed`
-    loaded, axis = load_cap(found)
-    config = read_json(ref.path / "config.json")
-    _require_shape(axis.n_layers, axis.hidden, config)
-    splits = by_split(found.parent / FILE)
+    found = [file for cap in caps if (file := find_cap(ref.path, cap, needed=True)) is not None]
+    config = read_config(ref.path)
+    loaded = []
+    for file in found:
+        each, axis = load_cap(file)
+        _require_shape(axis.n_layers, axis.hidden, config, file)
+        loaded.append(each)
+    require_bakeable(config, loaded)
+    splits = by_split(found[0].parent / FILE)
     texts = find("suites", _TEXTS)
+
+    @once
+    def fitted() -> Fitted:
+        return fit(ref.path, loaded, splits["calibration"], section, progress=progress)
+
     stages = []
     for alpha in alphas:
-        strength = loaded.spec.alpha if alpha is None else alpha
 
-        def execute(folder: Path, progress: Progress, strength: float = strength) -> None:
-            from karma_electric.steer.bake import bake as bake_one
-            from karma_electric.steer.bake import require_faithful
-
+        def execute(folder: Path, progress: Progress, alpha: float | None = alpha) -> None:
             report = bake_one(
                 ref.path,
                 loaded,
@@ -143,7 +172,8 @@ def plan(
                 texts=[prompt.text for prompt in load_prompts(texts)],
                 out=folder,
                 section=section,
-                alpha=strength,
+                alpha=alpha,
+                fitted=fitted,
                 progress=progress,
             )
             if not force:
@@ -151,14 +181,16 @@ def plan(
 
         inputs = {
             "model": ref.fingerprint,
-            "axis": hash_file(found.parent / loaded.spec.axis),
-            "cap": hash_file(found),
-            "responses": hash_file(found.parent / FILE),
+            "responses": hash_file(found[0].parent / FILE),
             "texts": hash_file(texts),
         }
-        name = out.name if len(alphas) == 1 else f"alpha-{strength:g}"
+        for number, (file, each) in enumerate(zip(found, loaded, strict=True), 1):
+            suffix = "" if number == 1 else f"_{number}"
+            inputs |= {f"axis{suffix}": hash_file(file.parent / each.spec.axis), f"cap{suffix}": hash_file(file)}
+        strengths = [each.spec.alpha for each in at_strength(loaded, alpha)]
+        name = out.name if len(alphas) == 1 else f"alpha-{strengths[0]:g}"
         size = sum(f.stat().st_size for f in ref.path.glob("*.safetensors"))
-        config_ = {**section.model_dump(mode="json"), "alpha": strength}
+        config_ = {**section.model_dump(mode="json"), "alpha": strengths[0] if len(strengths) == 1 else strengths}
         stages.append(Stage(name, "capped", config_, inputs, execute, resumable=True, space_bytes=int(1.2 * size)))
     root = out.parent if len(alphas) == 1 else out
     run_stages(root, stages, force=force, progress=progress)
@@ -186,12 +218,12 @@ def _alphas(text: str | None) -> list[float | None]:
     return list(values)
 
 
-def _require_shape(n_layers: int, hidden: int, config: dict[str, Any]) -> None:
+def _require_shape(n_layers: int, hidden: int, config: dict[str, Any], cap: Path) -> None:
     from karma_electric.core.errors import ArtifactError
 
     if (n_layers, hidden) != (config.get("num_hidden_layers"), config.get("hidden_size")):
         raise ArtifactError(
-            f"The axis is for {n_layers} blocks of hidden size {hidden}, the model has "
+            f"The axis of {cap} is for {n_layers} blocks of hidden size {hidden}, the model has "
             f"{config.get('num_hidden_layers')} of {config.get('hidden_size')}.",
             "Use the axis that was extracted from this model (an axis does not transfer).",
         )

@@ -142,20 +142,11 @@ def open_cap(
     Raises:
         ArtifactError: it is for a model of another shape.
     """
-    from karma_electric.models.blocks import decoder_blocks, hidden_size
-    from karma_electric.models.chat_template import template_sha256
-    from karma_electric.steer.compat import check_model
+    from karma_electric.steer.compat import check_cap
     from karma_electric.steer.spec import load_cap
 
     cap, axis = load_cap(file)
-    warnings = check_model(
-        axis,
-        fingerprint=fingerprint,
-        template_sha256=template_sha256(tokenizer),
-        n_layers=len(decoder_blocks(model)),
-        hidden=hidden_size(model),
-    )
-    for warning in warnings if warn else ():
+    for warning in check_cap(model, tokenizer, cap, axis, fingerprint) if warn else ():
         print(f"warning: {warning}", file=sys.stderr)
     return cap, axis
 

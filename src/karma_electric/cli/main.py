@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli import axis, bake, chat, data, doctor, drift, inspect, run
+from karma_electric.cli import axis, bake, chat, data, doctor, drift, inspect, merge, run, train
 
 _INTERRUPTED = 130
 _READER_GONE = 141  # 128 + SIGPIPE, as other programs end
@@ -26,6 +26,8 @@ app = typer.Typer(
     "3 a missing extra, model or artifact.",
 )
 app.command("run")(run.run)
+app.command("train")(train.train)
+app.command("merge")(merge.merge)
 app.command("chat")(chat.chat)
 app.command("bake")(bake.bake)
 app.command("drift")(drift.drift)

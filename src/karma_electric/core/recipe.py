@@ -23,6 +23,9 @@ else:
     import tomli as tomllib
 
 
+_DEFAULT_QUANTILE = 0.75
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -101,6 +104,39 @@ class MergeSection(_Section):
     """Folding the adapter into the weights."""
 
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="type of the merged weights")
+    base: Literal["bf16", "dequantised-nf4"] = Field(
+        "bf16",
+        description="what the adapter is added to: the original 16-bit weights, or those as 4-bit training saw them",
+    )
+    max_shard_size: str = Field("2GB", description="largest file of the merged model, in MB or GB (powers of ten)")
+
+    @field_validator("max_shard_size")
+    @classmethod
+    def _is_a_size(cls, value: str) -> str:
+        bytes_of(value)
+        return value
+
+
+class MixtureSection(_Section):
+    """Weights of the kinds of responses that thresholds are set on; a kind of weight 0 is left out."""
+
+    deployment: float = Field(2.0, ge=0.0, description="ordinary prompts under the persona's system prompt")
+    generic: float = Field(1.0, ge=0.0, description="ordinary prompts under the away prompts, in turn")
+    adversarial: float = Field(1.0, ge=0.0, description="adversarial prompts under the persona's system prompt")
+
+    @model_validator(mode="after")
+    def _one_positive(self) -> MixtureSection:
+        if not any(self.model_dump().values()):
+            raise ValueError("all weights are 0: give at least one kind of response a weight above 0")
+        return self
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Kind -> weight, scaled to sum to 1."""
+        weights: dict[str, float] = self.model_dump()
+        largest = max(weights.values())  # first: the sum of two huge weights is infinite
+        total = sum(weight / largest for weight in weights.values())
+        return {kind: weight / largest / total for kind, weight in weights.items()}
 
 
 class AxisSection(_Section):
@@ -111,16 +147,46 @@ class AxisSection(_Section):
     heldout: str = Field(
         "suites/heldout-48.jsonl", description="prompts the cap rate is measured on; shared with nothing"
     )
-    position: Literal["last-prompt"] = Field("last-prompt", description="where the residual stream is read")
+    position: Literal["last-prompt", "response"] = Field(
+        "last-prompt",
+        description="where the residual stream is read: the prompt's last token, or the mean of an answer's",
+    )
     site: Literal["mlp", "block"] = Field("mlp", description="where the cap acts; only `mlp` can be baked")
     layers: tuple[int, int] | None = Field(None, description="first and last block, inclusive")
     depth: tuple[float, float] | None = Field(None, description="the same as fractions of depth (instead of layers)")
     threshold: Literal["runtime-q", "persona-p25"] = Field("runtime-q", description="how thresholds are set")
-    quantile: float = Field(0.75, gt=0.0, lt=1.0, description="q of runtime-q: the expected cap rate is 1 - q")
+    quantile: float | None = Field(
+        None, gt=0.0, lt=1.0, description="q of runtime-q, 0.75 when not given: 1 - q of tokens are above t, uncapped"
+    )
+    target_cap_rate: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="share of tokens capped while the cap acts, from which q is solved (no quantile)",
+    )
+    mixture: MixtureSection = Field(
+        MixtureSection(), description="weights of the kinds of responses: deployment, generic, adversarial"
+    )
     alpha: float = Field(0.5, gt=0.0, le=1.0, description="strength of the cap: 0.5 soft, 1 hard")
-    response_tokens: int = Field(64, gt=0, description="tokens generated per calibration prompt")
+    response_tokens: int = Field(64, gt=0, description="tokens generated per calibration response")
     batch_tokens: int = Field(4096, gt=0, description="padded tokens per forward pass")
     seed: int = Field(0, description="seed of the generated responses")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_quantile(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("target_cap_rate") is not None:
+            return values
+        given = values.get("quantile")
+        return {**values, "quantile": _DEFAULT_QUANTILE if given is None else given}
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> AxisSection:
+        if self.target_cap_rate is not None and self.quantile is not None:
+            raise ValueError("quantile and target_cap_rate are both given: keep one")
+        if self.target_cap_rate is not None and self.threshold != "runtime-q":
+            raise ValueError(f'target_cap_rate needs threshold = "runtime-q", found {self.threshold!r}')
+        return self
 
     @model_validator(mode="after")
     def _one_range(self) -> AxisSection:
@@ -195,6 +261,19 @@ class CardSection(_Section):
     base_model: str | None = Field(None, description="hub id of the base for the card; model.base when absent")
 
 
+def bytes_of(size: str) -> int:
+    """`500MB` or `2GB` in bytes, in powers of ten.
+
+    Raises:
+        ValueError: not a size above zero.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MB|GB)", size.strip(), re.IGNORECASE)
+    value = int(float(found[1]) * (10**9 if found[2].upper() == "GB" else 10**6)) if found else 0
+    if value <= 0:
+        raise ValueError(f"{size!r} is not a size, expected for example 500MB or 2GB")
+    return value
+
+
 class Recipe(_Section):
     """A whole run."""
 
@@ -214,6 +293,11 @@ class Recipe(_Section):
     def _combinations(self) -> Recipe:
         if self.axis.site != "mlp":
             raise ValueError('axis.site = "block" cannot be baked: set axis.site = "mlp", or stop with --to axis')
+        if self.merge.base == "dequantised-nf4" and self.train.quantisation == "none":
+            raise ValueError(
+                'merge.base = "dequantised-nf4" is for an adapter that was trained on NF4: set merge.base = "bf16", '
+                'or train.quantisation = "nf4"'
+            )
         if self.axis.layers is None and self.axis.depth is None:
             raise ValueError("axis needs a layer range: set axis.layers = [first, last] or axis.depth")
         return self

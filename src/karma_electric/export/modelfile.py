@@ -12,6 +12,7 @@ from typing import Literal
 
 from karma_electric.core.errors import InputError
 from karma_electric.core.messages import Conversation, as_dicts, assistant, system, user
+from karma_electric.models.chat_template import DATE
 from karma_electric.models.engines.llamacpp import compile_template
 
 Family = Literal["chatml", "llama3", "llama3.1"]
@@ -49,14 +50,13 @@ class _Frame:
 
 _HEADERS = ("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>")
 _LLAMA_STOPS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|start_header_id|>")
-_DATE = "26 Jul 2024"  # what Llama 3.1's template writes where no date is given
 _FRAMES: dict[Family, _Frame] = {
     "chatml": _Frame("<|im_start|>", "\n", "<|im_end|>\n", ("<|im_end|>", "<|im_start|>", "<|endoftext|>")),
     "llama3": _Frame(*_HEADERS, _LLAMA_STOPS, trims=True),
     "llama3.1": _Frame(
         *_HEADERS,
         _LLAMA_STOPS,
-        note=f"Cutting Knowledge Date: December 2023\nToday Date: {_DATE}\n\n",
+        note=f"Cutting Knowledge Date: December 2023\nToday Date: {DATE}\n\n",
         trims=True,
     ),
 }
@@ -79,7 +79,7 @@ def detect_family(chat_template: str) -> Family:
     try:
         rendered = [
             template.render(
-                messages=as_dicts(probe), add_generation_prompt=True, bos_token="", eos_token="", date_string=_DATE
+                messages=as_dicts(probe), add_generation_prompt=True, bos_token="", eos_token="", date_string=DATE
             )
             for probe in _PROBES
         ]

@@ -5,7 +5,7 @@ A training template is accepted only if it renders, byte for byte, what the toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,9 @@ from karma_electric.core.messages import Conversation, as_dicts, assistant, syst
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What Llama 3.1's template writes where it is told no date. It is always told this one: its successors would write
+# today's, and a prompt that changes from day to day is not the one that a model, an axis or a test was made with.
+DATE = "26 Jul 2024"
 _PROBES: tuple[Conversation, ...] = (
     [user("one"), assistant("two")],
     [
@@ -36,20 +39,57 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
     """A conversation as the text a model continues, ending with the assistant's header."""
-    rendered: str = tokenizer.apply_chat_template(as_dicts(conversation), tokenize=False, add_generation_prompt=True)
+    rendered: str = tokenizer.apply_chat_template(
+        as_dicts(conversation), tokenize=False, add_generation_prompt=True, date_string=DATE
+    )
     return rendered
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
     """The same as token ids. Never render and tokenise again: that adds a second BOS."""
-    encoded = tokenizer.apply_chat_template(as_dicts(conversation), add_generation_prompt=True, return_dict=True)
+    encoded = tokenizer.apply_chat_template(
+        as_dicts(conversation), add_generation_prompt=True, return_dict=True, date_string=DATE
+    )
     return list(encoded["input_ids"])
 
 
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
     """Token ids of a whole conversation, the last answer and its end-of-turn included."""
-    encoded = tokenizer.apply_chat_template(as_dicts(conversation), add_generation_prompt=False, return_dict=True)
+    encoded = tokenizer.apply_chat_template(
+        as_dicts(conversation), add_generation_prompt=False, return_dict=True, date_string=DATE
+    )
     return list(encoded["input_ids"])
+
+
+def user_text_that_fits(text: str, length: Callable[[str], int], max_tokens: int) -> str:
+    """The longest head of a user's text whose rendering fits; the text itself where it does.
+
+    A rendered prompt must not be cut on the right: the assistant's header is there, and without it the model would
+    go on writing the user's turn. So the text is cut, and rendered again.
+
+    Args:
+        text: what the user says.
+        length: renders a conversation (or several) with that user text, and returns the tokens of the longest.
+        max_tokens: how many there may be.
+
+    Raises:
+        InputError: not even an empty user text fits.
+    """
+    if length(text) <= max_tokens:
+        return text
+    if (least := length("")) > max_tokens:
+        raise InputError(
+            f"The prompt has {least} tokens without any user text, more than the {max_tokens} there may be.",
+            "Shorten the system prompt (or the response), or allow more tokens.",
+        )
+    fitting, too_long = 0, len(text)  # characters; tokens need not grow with every one, so each answer is tried
+    while too_long - fitting > 1:
+        middle = (fitting + too_long) // 2
+        if length(text[:middle]) <= max_tokens:
+            fitting = middle
+        else:
+            too_long = middle
+    return text[:fitting]
 
 
 def training_template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -77,7 +117,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, temp
     try:
         return [
             tokenizer.apply_chat_template(
-                as_dicts(turns), chat_template=template, tokenize=False, add_generation_prompt=ask
+                as_dicts(turns), chat_template=template, tokenize=False, add_generation_prompt=ask, date_string=DATE
             )
             for turns, ask in ((conversation, False), (conversation[:-1], True))
         ]

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
+import json
 import logging as logging_
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from karma_electric.core.errors import ArtifactError, InputError, MissingError
+from karma_electric.core.extras import is_present
 
 if TYPE_CHECKING:
     import torch
+    from gguf import GGUFReader
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -67,6 +72,7 @@ def pick_dtype(name: str, device: str) -> torch.dtype:
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
+    device = device.partition(":")[0]  # cuda:1 and cpu:0, as several processes name theirs
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if device == "cpu":
@@ -86,10 +92,10 @@ def load_model(
     """Load a causal language model for evaluation.
 
     Args:
-        path: a Hugging Face model folder.
+        path: a Hugging Face model folder; or a GGUF file, which is dequantised: its weights keep what was rounded away.
         dtype: a torch dtype, or `auto`, `bfloat16`, `float32`.
         device: where to put it; the best there is when None.
-        quantisation: a transformers quantisation config, for training on 4-bit weights.
+        quantisation: a transformers quantisation config, such as `nf4_config`.
 
     Raises:
         MissingError: no model there.
@@ -99,14 +105,16 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    if not (path / "config.json").is_file():
+    if not is_gguf(path) and not (path / "config.json").is_file():
         raise MissingError(f"{path} has no config.json.", "Give a Hugging Face model folder.")
     device = device or pick_device()
     dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(dtype, device)
+    source, gguf = _where(path)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), _quiet_gguf(path):
             model, report = AutoModelForCausalLM.from_pretrained(
-                path,
+                source,
+                **gguf,
                 dtype=dtype,
                 quantization_config=quantisation,
                 local_files_only=True,
@@ -133,6 +141,83 @@ def load_model(
     return model.eval()
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a GGUF file."""
+    return path.suffix == ".gguf" and path.is_file()
+
+
+def _where(path: Path) -> tuple[Path, dict[str, str]]:
+    """A model as transformers wants it named: a folder, or a folder and the GGUF file in it."""
+    return (path.parent, {"gguf_file": path.name}) if is_gguf(path) else (path, {})
+
+
+@contextlib.contextmanager
+def _quiet_gguf(path: Path) -> Iterator[None]:
+    """Silence the bar that transformers' GGUF reader draws without asking."""
+    with contextlib.redirect_stderr(io.StringIO()) if is_gguf(path) else contextlib.nullcontext():
+        yield
+
+
+def restore_digit_splitting(tokenizer: Any) -> None:
+    """SmolLM2 was trained with every digit a token of its own; transformers forgets that when it reads a GGUF file."""
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def read_gguf(path: Path) -> GGUFReader:
+    """The header of a GGUF file.
+
+    Raises:
+        ArtifactError: it is torn, or no GGUF file.
+    """
+    from gguf import GGUFReader
+
+    try:
+        return GGUFReader(path)
+    except (struct.error, ValueError, IndexError, KeyError, OverflowError) as error:
+        raise ArtifactError(f"{path} is not a whole GGUF file ({_first_line(error)}).", "Export it again.") from None
+
+
+def _pre_tokenizer(gguf: Path) -> str:
+    """The name a GGUF file gives to how text is cut before it is tokenised."""
+    field = read_gguf(gguf).get_field("tokenizer.ggml.pre")
+    return "" if field is None else str(field.contents())
+
+
+def nf4_config(path: Path, compute: torch.dtype) -> Any:
+    """4-bit NF4 weights with double quantisation, multiplied in `compute`: a transformers quantisation config.
+
+    Raises:
+        MissingError: bitsandbytes is not installed.
+        InputError: the model in `path` is of a shape at which NF4 crashes on a CPU.
+    """
+    if not is_present("bitsandbytes"):
+        raise MissingError(
+            "4-bit weights need bitsandbytes, which is not installed.",
+            "Install it, in the checkout, with: pip install -c constraints.txt -e '.[train]'",
+        )
+    if pick_device() == "cpu":
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        odd = [key for key in ("hidden_size", "intermediate_size") if int(config.get(key) or 0) % 64]
+        if odd:
+            raise InputError(
+                f"{path}: {odd[0]} is {config[odd[0]]}, and NF4 on a CPU needs a multiple of 64.",
+                "Use the model without 4-bit weights.",
+            )
+    import_quietly("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer with a chat template, and a pad token that is not the end of a turn.
 
@@ -141,13 +226,16 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    source, gguf = _where(path)
     try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        with quiet_transformers(), _quiet_gguf(path):
+            tokenizer = AutoTokenizer.from_pretrained(source, **gguf, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(
             f"{path} has no usable tokenizer ({_first_line(error)}).", "Give a whole model folder."
         ) from error
+    if gguf and _pre_tokenizer(path) == "smollm":
+        restore_digit_splitting(tokenizer)
     if tokenizer.chat_template is None:
         raise ArtifactError(f"The tokenizer in {path} has no chat template.", "Use an instruct model.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:

@@ -15,12 +15,11 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from karma_electric.core.artifact import artifact_id, hash_tree, is_whole, read_manifest, require_space, seal
 from karma_electric.core.errors import MissingError
 from karma_electric.core.extras import EMBEDDED_MODEL, require, version_of
-from karma_electric.models.loading import quiet_transformers
+from karma_electric.models.loading import quiet_transformers, restore_digit_splitting
 
 BUILTIN = "builtin:smollm2-135m"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -126,15 +125,6 @@ def _builtin(name: str) -> ModelRef:
     return ModelRef(name, folder, folder_fingerprint(folder))
 
 
-def _restore_digit_splitting(tokenizer: Any) -> None:
-    """SmolLM2 was trained with every digit a token of its own; transformers forgets that when it reads a GGUF file."""
-    from tokenizers import pre_tokenizers
-
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-
-
 def _unpack(gguf: Path, folder: Path, config: dict[str, str | None], inputs: dict[str, str]) -> None:
     require("model")
     import torch
@@ -152,7 +142,7 @@ def _unpack(gguf: Path, folder: Path, config: dict[str, str | None], inputs: dic
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar of its own
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            _restore_digit_splitting(tokenizer)
+            restore_digit_splitting(tokenizer)
             # transformers refuses to save a model it believes is still quantised
             model.hf_quantizer = None
             model.config.quantization_config = None

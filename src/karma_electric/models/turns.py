@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from karma_electric.core.errors import InputError
 from karma_electric.core.messages import Conversation, Message, Role, as_dicts
+from karma_electric.models.chat_template import DATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,7 +133,11 @@ def _content_spans(tokenizer: PreTrainedTokenizerBase, conversation: Conversatio
 
 def _render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
     try:
-        return str(tokenizer.apply_chat_template(as_dicts(conversation), tokenize=False, add_generation_prompt=False))
+        return str(
+            tokenizer.apply_chat_template(
+                as_dicts(conversation), tokenize=False, add_generation_prompt=False, date_string=DATE
+            )
+        )
     except Exception as error:  # templates raise what they like
         raise InputError(
             f"The model's chat template refuses this conversation ({error}).", "Some templates know no system turn."

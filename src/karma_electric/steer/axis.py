@@ -35,6 +35,8 @@ class Axis:
         stats: separation and other diagnostics, JSON.
         projections: site -> projection of every contrast prompt on the direction of every block, float32
             [2, n, n_layers]: persona-prompted, then the mean over the away prompts. Empty for imported axes.
+        blocks: the blocks that have a direction, in order, at every site; None means all of them. Only an imported
+            axis lacks some: their rows are zero, and `require_blocks` keeps them from being used.
     """
 
     directions: dict[Site, torch.Tensor]
@@ -47,6 +49,7 @@ class Axis:
     n: int
     stats: dict[str, Any] = field(default_factory=dict)
     projections: dict[Site, torch.Tensor] = field(default_factory=dict)
+    blocks: tuple[int, ...] | None = None
 
     @property
     def n_layers(self) -> int:
@@ -69,7 +72,11 @@ def direction(toward: torch.Tensor, away: torch.Tensor) -> tuple[torch.Tensor, t
     Returns:
         Unit directions [n_layers, hidden] and norms [n_layers], float32, computed in float64.
     """
-    difference = (away.double() - toward.double()).mean(0)
+    return scaled((away.double() - toward.double()).mean(0))
+
+
+def scaled(difference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`d / |d|` and `|d|`, float32, of mean differences `d` [n_layers, hidden] in float64."""
     norms = difference.norm(dim=-1)
     return (difference / norms.clamp_min(1e-30).unsqueeze(-1)).float(), norms.float()
 
@@ -89,6 +96,8 @@ def save_axis(axis: Axis, path: Path) -> None:
         "n": str(axis.n),
         "stats": json.dumps(axis.stats, allow_nan=False),
     }
+    if axis.blocks is not None:
+        metadata["blocks"] = json.dumps(axis.blocks)
     tensors = {f"direction.{site}": tensor.contiguous() for site, tensor in axis.directions.items()}
     tensors |= {f"norm.{site}": tensor.contiguous() for site, tensor in axis.norms.items()}
     tensors |= {f"projections.{site}": tensor.contiguous() for site, tensor in axis.projections.items()}
@@ -118,11 +127,15 @@ def load_axis(path: Path) -> Axis:
             f"Expected {FORMAT!r} pointing {ORIENTATION!r}.",
         )
     directions = {site: tensors[f"direction.{site}"] for site in SITES if f"direction.{site}" in tensors}
-    _check(path, directions)
+    blocks = _blocks(path, metadata.get("blocks"))
+    _check(path, directions, blocks)
     try:
+        norms = {site: tensors[f"norm.{site}"] for site in directions}
+        if any(norms[site].shape != vectors.shape[:1] for site, vectors in directions.items()):
+            raise ValueError("norms and directions have not the same blocks")
         return Axis(
             directions=directions,
-            norms={site: tensors[f"norm.{site}"] for site in directions},
+            norms=norms,
             model=metadata["model"],
             template_sha256=metadata["template_sha256"],
             position=metadata["position"],
@@ -133,26 +146,56 @@ def load_axis(path: Path) -> Axis:
             projections={
                 site: tensors[f"projections.{site}"] for site in directions if f"projections.{site}" in tensors
             },
+            blocks=blocks,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: a field is missing or damaged ({error}).", "Extract the axis again.") from None
 
 
-def _check(path: Path, directions: dict[Site, torch.Tensor]) -> None:
+def _blocks(path: Path, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    whole = isinstance(found, list) and all(type(block) is int and block >= 0 for block in found)
+    if not whole or not found or found != sorted(set(found)):
+        raise ArtifactError(f"{path}: its list of blocks is {text[:60]!r}.", "Convert or extract the axis again.")
+    return tuple(found)
+
+
+def _check(path: Path, directions: dict[Site, torch.Tensor], blocks: tuple[int, ...] | None) -> None:
     import torch
 
     if not directions:
         raise ArtifactError(f"{path} holds no directions.", "Extract the axis again.")
     for site, vectors in directions.items():
         lengths = vectors.norm(dim=-1)
+        expected = torch.ones_like(lengths)
+        if blocks is not None and vectors.dim() == 2 and blocks[-1] < len(vectors):
+            expected[[layer not in blocks for layer in range(len(vectors))]] = 0.0
         if (
             vectors.dim() != 2
+            or (blocks is not None and blocks[-1] >= len(vectors))
             or not torch.isfinite(vectors).all()
-            or not torch.allclose(lengths, torch.ones_like(lengths), atol=1e-3)
+            or not torch.allclose(lengths, expected, atol=1e-3)
+            or bool(lengths[expected == 0.0].any())
         ):
             raise ArtifactError(f"{path}: direction.{site} is not a set of unit vectors.", "Extract the axis again.")
     if len({vectors.shape for vectors in directions.values()}) > 1:
         raise ArtifactError(f"{path}: the sites have not the same blocks.", "Extract the axis again.")
+
+
+def require_blocks(axis: Axis, layers: Sequence[int]) -> None:
+    """Raise `ArtifactError` unless an axis has a direction for every one of these blocks."""
+    there = range(axis.n_layers) if axis.blocks is None else axis.blocks
+    missing = [layer for layer in layers if layer not in there]
+    if missing:
+        raise ArtifactError(
+            f"The axis has no direction for the blocks {missing}, only for {list(there)}.",
+            "Choose blocks that it has, or extract an axis from the model.",
+        )
 
 
 def require_fits(axis: Axis, *, n_layers: int, hidden: int, names: Sequence[str] = ("axis", "model")) -> None:

@@ -1,9 +1,8 @@
-"""Bakes a cap into a checkpoint, start to finish: fit, write, measure. `karma bake` and the pipeline both call this."""
+"""Bakes caps into a checkpoint, start to finish: fit, write, measure. `karma bake` and the pipeline both call this."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +12,76 @@ from karma_electric.core.messages import Conversation
 from karma_electric.core.progress import Progress
 from karma_electric.core.recipe import BakeSection
 from karma_electric.models.loading import load_model, load_tokenizer
+from karma_electric.steer.caps import at_strength
 from karma_electric.steer.checkpoint import write_baked
-from karma_electric.steer.fidelity import measure_fidelity, measure_text, measure_throughput
-from karma_electric.steer.neuron import FILE, fit_neurons, fit_removals, load_neurons, save_neurons
+from karma_electric.steer.fidelity import measure_fidelity, measure_greedy, measure_text
+from karma_electric.steer.fit import fit_neurons, fit_removals
+from karma_electric.steer.gather import gather
+from karma_electric.steer.neuron import (
+    FILE,
+    Neurons,
+    Removals,
+    load_neurons,
+    read_config,
+    require_bakeable,
+    require_plain,
+    save_neurons,
+)
 from karma_electric.steer.spec import Cap
+from karma_electric.steer.throughput import measure_throughput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REPORT = "fidelity.json"
+_GREEDY_PROMPTS = 12
+Fitted = tuple[Neurons, "Removals | None"]
+
+
+def fit(
+    source: Path,
+    caps: Sequence[Cap],
+    calibration: Sequence[Conversation],
+    section: BakeSection,
+    *,
+    dtype: str = "auto",
+    batch_tokens: int = 4096,
+    progress: Progress,
+) -> Fitted:
+    """Neurons for the caps, and what gives way to them when they replace: one calibration, for every strength.
+
+    Whatever strength is baked in the end, the caps act with their own during calibration. What a cap of another
+    strength leaves to the blocks behind it differs little, and the same request gives the same neurons whether one
+    strength is asked for or several (docs/cap-neuron.md has the figures).
+
+    Args:
+        source: the uncapped checkpoint.
+        caps: caps at the site `mlp`.
+        calibration: conversations the neurons are fitted on, each ending with an answer.
+        section: placement, ridge and sharpness.
+        dtype: arithmetic of the calibration passes.
+        batch_tokens: padded tokens per forward pass.
+        progress: told about the passes.
+
+    Raises:
+        InputError: the model cannot hold these caps. ArtifactError: a threshold that no token reaches.
+    """
+    require_plain(source)
+    require_bakeable(read_config(source), caps)
+    strengths = ", ".join(f"{alpha:g}" for alpha in dict.fromkeys(cap.spec.alpha for cap in caps))
+    progress.say(f"  fitting a neuron per cap and block, while the cap acts with alpha {strengths}")
+    model, tokenizer = load_model(source, dtype=dtype), load_tokenizer(source)
+    replaces = section.placement == "replace"
+    gathered = gather(
+        model, tokenizer, caps, calibration, moments=replaces, batch_tokens=batch_tokens, progress=progress
+    )
+    neurons = fit_neurons(model, caps, gathered, ridge=section.ridge, sharpness=section.sharpness)
+    return neurons, fit_removals(model, caps, gathered) if replaces else None
 
 
 def bake(
     source: Path,
-    cap: Cap,
+    caps: Sequence[Cap],
     *,
     calibration: Sequence[Conversation],
     heldout: Sequence[Conversation],
@@ -34,23 +89,25 @@ def bake(
     out: Path,
     section: BakeSection,
     alpha: float | None = None,
+    fitted: Callable[[], Fitted] | None = None,
     dtype: str = "auto",
     batch_tokens: int = 4096,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write a checkpoint with the cap in its weights, and `fidelity.json` beside it.
+    """Write a checkpoint with caps in its weights, and `fidelity.json` beside it.
 
     A killed bake continues with the neurons it had fitted.
 
     Args:
         source: the uncapped checkpoint.
-        cap: a cap at the site `mlp`.
+        caps: caps at the site `mlp`; several act like nested hooks.
         calibration: conversations the neurons are fitted on, each ending with an answer.
         heldout: conversations that calibration never saw.
         texts: ordinary text, for the change of perplexity.
         out: an existing folder.
         section: placement, ridge, sharpness and gate.
-        alpha: strength, 0 < alpha <= 1; the cap's own when None.
+        alpha: strength of every cap, 0 < alpha <= 1; each cap's own when None.
+        fitted: gives what `fit` returns, for callers that bake several strengths from one calibration.
         dtype: arithmetic of the calibration passes; fidelity is always measured in float32.
         batch_tokens: padded tokens per forward pass.
         progress: told about the passes.
@@ -58,54 +115,51 @@ def bake(
     Returns:
         The content of fidelity.json. The gate is `require_faithful`'s.
     """
-    if alpha is not None:
-        cap = replace(cap, spec=replace(cap.spec, alpha=alpha))
-    tokenizer = load_tokenizer(source)
     if not (out / FILE).exists():
-        progress.say(f"  fitting a neuron per capped block, alpha {cap.spec.alpha:g}")
-        model = load_model(source, dtype=dtype)
-        neurons = fit_neurons(
-            model,
-            tokenizer,
-            cap,
-            calibration,
-            ridge=section.ridge,
-            sharpness=section.sharpness,
-            batch_tokens=batch_tokens,
+        made = fitted or (
+            lambda: fit(source, caps, calibration, section, dtype=dtype, batch_tokens=batch_tokens, progress=progress)
         )
+        neurons, removed = made()
+        if alpha is not None:
+            neurons = {layer: tuple(neuron.at(alpha) for neuron in members) for layer, members in neurons.items()}
         (out / FILE).parent.mkdir(exist_ok=True)
-        save_neurons(neurons, out / FILE)
-        del model
-    neurons = load_neurons(out / FILE)
-    removed = None
-    if section.placement == "replace":
-        progress.say("  looking for the neurons that can best be spared")
-        removed = fit_removals(load_model(source, dtype=dtype), tokenizer, cap, calibration, batch_tokens=batch_tokens)
-    changed = write_baked(source, neurons, out, removed=removed)
-    fit = {str(layer): {"r2_excess": n.r2_excess, "r2_rho": n.r2_rho, "ridge": n.ridge} for layer, n in neurons.items()}
+        save_neurons(neurons, removed, out / FILE)
+    neurons, removed = load_neurons(out / FILE)
+    acting = at_strength(caps, alpha)
+    changed = write_baked(source, neurons, out, removed=removed, progress=progress)
     report = {
-        **_measured(source, out, tokenizer, cap, heldout, texts, progress),
-        "neurons": fit,
-        "alpha": cap.spec.alpha,
+        **_measured(source, out, load_tokenizer(source), acting, heldout, texts, progress),
+        "neurons": {str(layer): _fit_report(members) for layer, members in neurons.items()},
+        "alpha": acting[0].spec.alpha,
+        "caps": [{"layers": list(cap.spec.layers), "alpha": cap.spec.alpha} for cap in acting],
         **changed,
     }
     write_json(out / REPORT, report)
     return report
 
 
+def _fit_report(members: Sequence[Any]) -> dict[str, Any]:
+    """The first cap's neuron, and those of further caps at the same block."""
+    first, *more = (neuron.fit() for neuron in members)
+    return {**first, **({"further": more} if more else {})}
+
+
 def _measured(
     source: Path,
     out: Path,
     tokenizer: PreTrainedTokenizerBase,
-    cap: Cap,
+    caps: Sequence[Cap],
     heldout: Sequence[Conversation],
     texts: Sequence[str],
     progress: Progress,
 ) -> dict[str, Any]:
     uncapped, baked = (load_model(folder, dtype="float32") for folder in (source, out))
+    compared = measure_fidelity(uncapped, baked, tokenizer, caps, heldout, progress=progress)
+    progress.say("  greedy answers, ordinary text and speed")
     return {
-        **measure_fidelity(uncapped, baked, tokenizer, cap, heldout, progress=progress),
-        "ordinary_text": measure_text(uncapped, baked, tokenizer, cap, texts),
+        **compared,
+        "greedy": measure_greedy(uncapped, baked, tokenizer, caps, heldout[:_GREEDY_PROMPTS]),
+        "ordinary_text": measure_text(uncapped, baked, tokenizer, caps, texts),
         "throughput": measure_throughput(uncapped, baked),
     }
 
@@ -116,5 +170,5 @@ def require_faithful(report: dict[str, Any], section: BakeSection) -> None:
     if ratio > section.max_kl_ratio:
         raise GateError(
             f"The baked cap is not faithful: KL ratio {ratio:.4f}, at most {section.max_kl_ratio} is allowed.",
-            "Give more calibration prompts, lower axis.alpha, or raise bake.max_kl_ratio knowingly.",
+            "Give more calibration prompts, lower axis.alpha, or raise bake.max_kl_ratio knowingly (--force keeps it).",
         )

@@ -1,106 +1,129 @@
-"""Writes a checkpoint with cap neurons in it: plain safetensors, shard by shard, that stock libraries load."""
+"""Writes a checkpoint with cap neurons in it: plain safetensors, file by file as they were, that stock libraries load.
+
+What is in memory is one tensor, never a file, so a model of any size is baked with the memory of its largest matrix.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from karma_electric.core.artifact import require_space, write_json
-from karma_electric.steer.neuron import Neuron
-from karma_electric.steer.prune import Removal
+from karma_electric.core.errors import ArtifactError
+from karma_electric.core.progress import Progress, Silent
+from karma_electric.models.weights import (
+    FLOATING,
+    INDEX,
+    Layout,
+    StoredTensor,
+    checkpoint_tensors,
+    index_of,
+    write_tensors,
+)
+from karma_electric.steer.insertion import Insertion
+from karma_electric.steer.neuron import Neurons, Removals, read_config
 
 if TYPE_CHECKING:
     import torch
 
-_MULTIPLE = 32  # Q8_0 and Q4_0 quantise rows in blocks of 32
-_COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_PIECE_BYTES = 64 << 20  # of a tensor that stays as it is
+# Everything else beside the weights is kept: tokenizer, templates, licence, processors. Not weights of other kinds, not
+# what describes the uncapped model (its card, our own records), and no code: these architectures need none.
+_LEFT_OUT_SUFFIXES = (
+    ".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".py", ".safetensors", ".tmp",
+)  # fmt: skip
+_LEFT_OUT = ("config.json", "manifest.json", "merge.json", "fidelity.json", "README.md", "pytorch_model.bin.index.json")
 
 
 def write_baked(
-    source: Path, neurons: Mapping[int, Neuron], out: Path, *, removed: Mapping[int, Removal] | None = None
+    source: Path, neurons: Neurons, out: Path, *, removed: Removals | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Write the checkpoint in `source` with cap neurons in it; memory of one shard.
+    """Write the checkpoint in `source` with cap neurons in it.
 
-    Appended (the default), every MLP grows to the next multiple of 32 above its size plus one, with zeros where there
-    is no neuron, since `intermediate_size` is one number for all blocks. Replacing, the sizes stay.
+    Appended (the default), every MLP grows to the next multiple of 32 with room for the neurons, with zeros where there
+    is none, since `intermediate_size` is one number for all blocks. Replacing, the sizes stay.
 
     Args:
         source: a checkpoint folder.
-        neurons: block -> neuron.
+        neurons: block -> neurons.
         out: an existing folder.
-        removed: block -> the neuron whose place each takes; None appends.
+        removed: block -> the neurons whose places they take; None appends.
+        progress: told about every file.
 
     Returns:
         What was changed: `intermediate_size` before and after, `placement`, and the neurons replaced.
-    """
-    from safetensors import safe_open
-    from safetensors.torch import save_file
 
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    old = int(config["intermediate_size"])
-    new = old if removed is not None else (old + 1 + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE
-    shards = sorted(source.glob("model*.safetensors"))
-    require_space(out, int(1.1 * sum(shard.stat().st_size for shard in shards)))
-    for shard in shards:
-        with safe_open(shard, framework="pt") as file:
-            tensors = {}
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                tensors[name] = _with_neuron(name, file.get_tensor(name), neurons, removed, old, new)
-            save_file(tensors, out / shard.name, file.metadata())
-    config["intermediate_size"] = new
-    write_json(out / "config.json", config)
-    others = (*source.glob("*.jinja"), *source.glob("*.safetensors.index.json"), *source.glob("tokenizer.model"))
-    for file_path in (*(source / name for name in _COPIED if (source / name).exists()), *others):
-        shutil.copyfile(file_path, out / file_path.name)
+    Raises:
+        MissingError: no safetensors there, or one is missing. ArtifactError: damaged, or MLPs that are not floats.
+        SpaceError: no room for it.
+    """
+    progress = progress or Silent()
+    config = read_config(source)
+    insertion = Insertion(neurons, removed, int(config["intermediate_size"]))
+    files: dict[Path, list[StoredTensor]] = {}
+    for tensor in checkpoint_tensors(source).values():
+        if insertion.changes(tensor.name) and tensor.dtype not in FLOATING:
+            raise ArtifactError(
+                f"{tensor.name} in {tensor.file} is stored as {tensor.dtype}, expected floats.",
+                "Bake the model it was quantised from, then quantise the result.",
+            )
+        files.setdefault(tensor.file, []).append(tensor)
+    layouts = {
+        file.name: [Layout(t.name, t.dtype, insertion.grown(t.shape, t.name)) for t in tensors]
+        for file, tensors in files.items()
+    }
+    require_space(out, int(1.01 * sum(layout.n_bytes for members in layouts.values() for layout in members)))
+    for number, (file, tensors) in enumerate(files.items()):
+        progress.update(number, len(files), "files written")
+        _write(file, tensors, layouts[file.name], insertion, out)
+    progress.update(len(files), len(files), "files written")
+    if (source / INDEX).is_file():
+        _write_index(source, layouts, out)
+    write_json(out / "config.json", config | {"intermediate_size": insertion.new})
+    _copy_others(source, out)
     changed: dict[str, Any] = {
-        "intermediate_size": {"before": old, "after": new},
+        "intermediate_size": {"before": insertion.old, "after": insertion.new},
         "placement": "append" if removed is None else "replace",
     }
     if removed is not None:
-        changed["replaced"] = {str(layer): removal.as_dict() for layer, removal in removed.items()}
+        changed["replaced"] = {str(layer): [gone.as_dict() for gone in members] for layer, members in removed.items()}
     return changed
 
 
-def _with_neuron(
-    name: str,
-    tensor: torch.Tensor,
-    neurons: Mapping[int, Neuron],
-    removed: Mapping[int, Removal] | None,
-    old: int,
-    new: int,
-) -> torch.Tensor:
-    """A weight of the checkpoint, with the neuron in it if it belongs to an MLP that has one."""
-    import torch
+def _write(
+    file: Path, tensors: Sequence[StoredTensor], layouts: Sequence[Layout], insertion: Insertion, out: Path
+) -> None:
+    stored = {tensor.name: tensor for tensor in tensors}
 
-    parts = name.split(".")
-    if "mlp" not in parts or parts[-2] not in ("gate_proj", "up_proj", "down_proj"):
-        return tensor
-    layer, projection = int(parts[parts.index("layers") + 1]), parts[-2]
-    neuron = neurons.get(layer)
-    if removed is not None and neuron is None:
-        return tensor
-    index = old if removed is None else removed[layer].index
-    if parts[-1] == "bias":  # Llama's mlp_bias; a cap neuron has none
-        if projection == "down_proj":
-            return tensor
-        grown = torch.nn.functional.pad(tensor, (0, new - old))
-        if neuron is not None:
-            grown[index] = 0
-        return grown
-    if projection == "down_proj":  # [hidden, intermediate]
-        if removed is not None:  # what the removed neuron did is taken over by the others
-            taken_over = torch.outer(tensor[:, index].double(), removed[layer].fold)
-            tensor = (tensor.double() + taken_over).to(tensor.dtype)
-        grown = torch.zeros(tensor.shape[0], new, dtype=tensor.dtype)
-        grown[:, :old] = tensor
-        if neuron is not None:
-            grown[:, index] = neuron.down.to(tensor.dtype)
-        return grown
-    grown = torch.zeros(new, tensor.shape[1], dtype=tensor.dtype)  # [intermediate, hidden]
-    grown[:old] = tensor
-    if neuron is not None:
-        grown[index] = (neuron.gate if projection == "gate_proj" else neuron.up).to(tensor.dtype)
-    return grown
+    def pieces(layout: Layout) -> Iterator[torch.Tensor]:
+        tensor = stored[layout.name]
+        if insertion.changes(tensor.name):
+            yield insertion.apply(tensor.name, tensor.read())
+            return
+        step = max(1, _PIECE_BYTES * tensor.n_rows // max(1, tensor.n_bytes))
+        for first in range(0, tensor.n_rows, step):
+            yield tensor.rows(first, min(first + step, tensor.n_rows))
+
+    write_tensors(out / file.name, layouts, pieces)
+
+
+def _write_index(source: Path, layouts: dict[str, list[Layout]], out: Path) -> None:
+    """The source's index, with what the new sizes change."""
+    index = json.loads((source / INDEX).read_text(encoding="utf-8"))
+    fresh = index_of(layouts)
+    metadata = {**(index.get("metadata") or {}), **fresh["metadata"]}
+    metadata.pop("total_parameters", None)  # transformers' own count; it is not read back
+    write_json(out / INDEX, {"metadata": metadata, "weight_map": fresh["weight_map"]})
+
+
+def _copy_others(source: Path, out: Path) -> None:
+    for file in sorted(source.iterdir()):
+        if file.name in _LEFT_OUT or file.suffix in _LEFT_OUT_SUFFIXES or file.name.startswith("."):
+            continue
+        if file.is_file() and file.name != INDEX:
+            shutil.copyfile(file, out / file.name)
+    if (source / "chat_templates").is_dir():  # further templates, as transformers saves them
+        shutil.copytree(source / "chat_templates", out / "chat_templates", dirs_exist_ok=True)

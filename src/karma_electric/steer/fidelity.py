@@ -1,4 +1,6 @@
-"""How faithful a baked checkpoint is to the cap it was made from: KL(hooked || baked) / KL(hooked || uncapped)."""
+"""How faithful a baked checkpoint is to the caps it was made from: KL(hooked || baked) / KL(hooked || uncapped), and
+what that means for answers and ordinary text. How fast it is: throughput.py.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +10,24 @@ from typing import TYPE_CHECKING, Any
 from karma_electric.core.messages import Conversation
 from karma_electric.core.progress import Progress
 from karma_electric.models.chat_template import conversation_ids, prompt_ids
-from karma_electric.steer.cap import capped
+from karma_electric.models.loading import end_of_turn_ids
+from karma_electric.steer.caps import all_capped
 from karma_electric.steer.spec import Cap
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+KINDS = ("prompt", "response")
+RESAMPLES = 2000
+_LEVEL = 0.95
+
 
 def measure_fidelity(
     uncapped: PreTrainedModel,
     baked: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    cap: Cap,
+    caps: Sequence[Cap],
     conversations: Sequence[Conversation],
     *,
     progress: Progress,
@@ -32,41 +39,172 @@ def measure_fidelity(
 
     Returns:
         Per kind of token (`prompt`, all but the first; `response`) and for `all`: mean KL in nats from the hooked
-        model to the baked and the uncapped one, their ratio, and how often the top token agrees.
+        model to the baked and the uncapped one, their ratio with an interval, and how often the top token agrees.
+    """
+    sums = []
+    for number, conversation in enumerate(conversations):
+        ids, start = with_start(tokenizer, conversation)
+        with all_capped(uncapped, caps):
+            hooked = log_probabilities(uncapped, ids)
+        sums.append(compare(hooked, log_probabilities(baked, ids), log_probabilities(uncapped, ids), start))
+        progress.update(number + 1, len(conversations), "held-out conversations compared")
+    return report(sums)
+
+
+def with_start(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> tuple[list[int], int]:
+    """Token ids of a conversation, and the position that predicts the first token of its answer."""
+    return conversation_ids(tokenizer, conversation), len(prompt_ids(tokenizer, conversation[:-1])) - 1
+
+
+def compare(hooked: torch.Tensor, baked: torch.Tensor, uncapped: torch.Tensor, start: int) -> torch.Tensor:
+    """What `report` adds up, of one conversation.
+
+    Args:
+        hooked, baked, uncapped: log-probabilities of the next token, [seq, vocabulary].
+        start: the position that predicts the first token of the answer.
+
+    Returns:
+        float64 [2, 5], prompt and response: tokens, KL to the baked model, same top token, the same for uncapped.
     """
     import torch
 
-    sums = {kind: torch.zeros(5, dtype=torch.float64) for kind in ("prompt", "response")}
-    for number, conversation in enumerate(conversations):
-        ids = torch.tensor([conversation_ids(tokenizer, conversation)], device=uncapped.device)
-        start = len(prompt_ids(tokenizer, conversation[:-1])) - 1  # this position predicts the first response token
-        with capped(uncapped, cap):
-            hooked = _log_probabilities(uncapped, ids)
-        per_token = torch.stack(
-            [
-                torch.ones(hooked.shape[0], device=hooked.device),
-                _kl(hooked, other := _log_probabilities(baked, ids)),
-                (hooked.argmax(-1) == other.argmax(-1)).float(),
-                _kl(hooked, other := _log_probabilities(uncapped, ids)),
-                (hooked.argmax(-1) == other.argmax(-1)).float(),
-            ],
-            dim=1,
-        ).double()
-        sums["prompt"] += per_token[1:start].sum(0).cpu()
-        sums["response"] += per_token[start:-1].sum(0).cpu()
-        progress.update(number + 1, len(conversations), "held-out conversations compared")
-    sums["all"] = sums["prompt"] + sums["response"]
-    return {"conversations": len(conversations), **{kind: _report(values) for kind, values in sums.items()}}
+    top = hooked.argmax(-1)
+    per_token = torch.stack(
+        [
+            torch.ones(hooked.shape[0], device=hooked.device),
+            _kl(hooked, baked),
+            (top == baked.argmax(-1)).float(),
+            _kl(hooked, uncapped),
+            (top == uncapped.argmax(-1)).float(),
+        ],
+        dim=1,
+    ).double()
+    # not the attention sink, and not what follows the last token
+    return torch.stack([per_token[1:start].sum(0), per_token[start:-1].sum(0)]).cpu()
+
+
+def report(sums: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """The figures of several conversations' sums ([2, 5] each), as `measure_fidelity` returns them."""
+    import torch
+
+    each = torch.stack(list(sums))  # [conversations, 2, 5]
+    kinds = {kind: each[:, number] for number, kind in enumerate(KINDS)} | {"all": each.sum(1)}
+    return {"conversations": len(sums), **{kind: _figures(values) for kind, values in kinds.items()}}
+
+
+def _figures(values: torch.Tensor) -> dict[str, Any]:
+    tokens, kl_baked, same_baked, kl_uncapped, same_uncapped = values.sum(0).tolist()
+    return {
+        "tokens": int(tokens),
+        "kl_hooked_baked_nats": kl_baked / tokens,
+        "kl_hooked_uncapped_nats": kl_uncapped / tokens,
+        "kl_ratio": kl_baked / kl_uncapped if kl_uncapped > 0 else float(kl_baked > 0),
+        "kl_ratio_interval": _ratio_interval(values[:, 1], values[:, 3]),
+        "same_top_token_baked": same_baked / tokens,
+        "same_top_token_uncapped": same_uncapped / tokens,
+    }
+
+
+def _ratio_interval(above: torch.Tensor, below: torch.Tensor) -> dict[str, Any] | None:
+    """Percentile interval of `sum(above) / sum(below)`, by a bootstrap over conversations ([conversations] each).
+
+    Tokens of one conversation resemble each other, so conversations are drawn and not tokens. None for a single one,
+    or where a drawn sum is 0.
+    """
+    import torch
+
+    n = len(above)
+    if n < 2:
+        return None
+    drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(0))
+    below_sums = below[drawn].sum(1)
+    if not bool((below_sums > 0).all()):
+        return None
+    ends = torch.tensor([(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], dtype=torch.float64)
+    low, high = (above[drawn].sum(1) / below_sums).quantile(ends).tolist()
+    return {"low": low, "high": high, "level": _LEVEL, "resamples": RESAMPLES, "over": "conversations"}
+
+
+def measure_greedy(
+    uncapped: PreTrainedModel,
+    baked: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    caps: Sequence[Cap],
+    conversations: Sequence[Conversation],
+    *,
+    max_new_tokens: int = 32,
+) -> dict[str, Any]:
+    """Whether the baked model, decoding greedily, writes what the hooked one writes.
+
+    The hooked model answers the last question of each conversation; the answers given there are not used. Up to the
+    first difference two models have read the same tokens, so one pass of the other model over the hooked one's answer
+    tells where its own would part from it.
+
+    Returns:
+        Prompts, tokens per prompt; of the baked and the uncapped model the share of identical answers and the mean
+        number of leading tokens that are the same; and the hooked model's mean length, which is the most there can be.
+    """
+    prompts = [prompt_ids(tokenizer, c[:-1]) for c in conversations]
+    with all_capped(uncapped, caps):
+        answers = _greedy(uncapped, tokenizer, prompts, max_new_tokens)
+    found: dict[str, Any] = {
+        "prompts": len(prompts),
+        "max_new_tokens": max_new_tokens,
+        "mean_tokens": sum(map(len, answers)) / len(answers),
+    }
+    for name, model in (("baked", baked), ("uncapped", uncapped)):
+        same = [_leading(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        identical = sum(n == len(answer) for n, answer in zip(same, answers, strict=True))
+        found[f"identical_{name}"] = identical / len(answers)
+        found[f"mean_common_prefix_{name}"] = sum(same) / len(same)
+    return found
+
+
+def _greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], max_new_tokens: int
+) -> list[list[int]]:
+    """Greedy answers as token ids, the end of the turn included."""
+    import torch
+
+    longest, pad = max(map(len, prompts)), int(tokenizer.pad_token_id or 0)
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    stops = end_of_turn_ids(model, tokenizer)
+    with torch.inference_mode():
+        output: torch.Tensor = model.generate(  # type: ignore[operator]  # transformers' stubs
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            eos_token_id=stops,
+        )
+    answers = []
+    for row in output[:, longest:].tolist():
+        end = next((place + 1 for place, token in enumerate(row) if token in stops), len(row))
+        answers.append(row[:end])
+    return answers
+
+
+def _leading(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> int:
+    """How many leading tokens of an answer a model would have chosen itself."""
+    chosen = log_probabilities(model, prompt + answer[:-1])[-len(answer) :].argmax(-1).tolist()
+    return next(
+        (place for place, pair in enumerate(zip(chosen, answer, strict=True)) if pair[0] != pair[1]), len(answer)
+    )
 
 
 def measure_text(
     uncapped: PreTrainedModel,
     baked: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    cap: Cap,
+    caps: Sequence[Cap],
     texts: Sequence[str],
 ) -> dict[str, float]:
-    """What the cap does to ordinary text, without a chat template: perplexity uncapped, hooked and baked.
+    """What the caps do to ordinary text, without a chat template: perplexity uncapped, hooked and baked.
 
     Every token but the first of a text is predicted; texts of one token are left out.
     """
@@ -74,15 +212,15 @@ def measure_text(
 
     sums, tokens = torch.zeros(3, dtype=torch.float64), 0
     for text in texts:
-        ids = torch.tensor([tokenizer(text, add_special_tokens=True)["input_ids"]], device=uncapped.device)
-        if ids.shape[1] < 2:
+        ids = list(tokenizer(text, add_special_tokens=True)["input_ids"])
+        if len(ids) < 2:
             continue
-        with capped(uncapped, cap):
-            hooked = _log_probabilities(uncapped, ids)
-        each = (_log_probabilities(uncapped, ids), hooked, _log_probabilities(baked, ids))
-        nll = [-p[:-1].gather(1, ids[0, 1:, None]).double().sum().cpu() for p in each]
-        sums += torch.stack(nll)
-        tokens += ids.shape[1] - 1
+        with all_capped(uncapped, caps):
+            hooked = log_probabilities(uncapped, ids)
+        each = (log_probabilities(uncapped, ids), hooked, log_probabilities(baked, ids))
+        following = torch.tensor(ids[1:], device=hooked.device).unsqueeze(1)
+        sums += torch.stack([-p[:-1].gather(1, following).double().sum().cpu() for p in each])
+        tokens += len(ids) - 1
     if not tokens:
         return {"tokens": 0}
     perplexities = (sums / tokens).exp().tolist()
@@ -90,43 +228,12 @@ def measure_text(
     return {"tokens": tokens, **dict(zip(names, perplexities, strict=True))}
 
 
-def measure_throughput(uncapped: PreTrainedModel, baked: PreTrainedModel, repeats: int = 5) -> dict[str, float]:
-    """Tokens per second of the baked model relative to the uncapped one, prefill of 256 tokens, alternating runs."""
-    import time
-
-    import torch
-
-    ids = (torch.arange(256) % 97 + 3).unsqueeze(0).to(uncapped.device)
-    seconds: dict[int, list[float]] = {0: [], 1: []}
-    for repeat in range(repeats + 1):
-        for side, model in enumerate((uncapped, baked)):
-            start = time.perf_counter()
-            with torch.inference_mode():
-                model(input_ids=ids, use_cache=False).logits[0, -1, 0].item()
-            if repeat:  # the first pass warms up
-                seconds[side].append(time.perf_counter() - start)
-    medians = [sorted(seconds[side])[repeats // 2] for side in (0, 1)]
-    return {"prefill_ratio_baked_to_uncapped": medians[0] / medians[1], "repeats": repeats}
-
-
-def _report(values: torch.Tensor) -> dict[str, float]:
-    tokens, kl_baked, same_baked, kl_uncapped, same_uncapped = values.tolist()
-    return {
-        "tokens": int(tokens),
-        "kl_hooked_baked_nats": kl_baked / tokens,
-        "kl_hooked_uncapped_nats": kl_uncapped / tokens,
-        "kl_ratio": kl_baked / kl_uncapped if kl_uncapped > 0 else float(kl_baked > 0),
-        "same_top_token_baked": same_baked / tokens,
-        "same_top_token_uncapped": same_uncapped / tokens,
-    }
-
-
-def _log_probabilities(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+def log_probabilities(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     """Log-probabilities of the next token, float32 [seq, vocabulary]."""
     import torch
 
     with torch.inference_mode():
-        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
+        logits: torch.Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
     return logits.float().log_softmax(-1)
 
 

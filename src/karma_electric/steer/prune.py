@@ -8,7 +8,7 @@ smallest `|w_j|^2 / P_jj`, `w_j` its column of the down projection; its column t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ class Removal:
     Attributes:
         index: its place among the block's MLP neurons.
         fold: what the others take over, float64 [intermediate]: the down projection's columns grow by
-            `fold[k] * column[index]`; 0 at `index` itself.
+            `fold[k] * column[index]`; 0 at `index` itself and at those that gave way before it.
         share: what remains unexplained of its output, as a share of the MLP's mean squared output.
     """
 
@@ -57,12 +57,16 @@ class Moments:
         self.tokens += h.shape[0]
 
 
-def spare_neuron(moments: Moments, down: torch.Tensor) -> Removal:
-    """The neuron that costs least, and its take-over.
+def spare_in_turn(moments: Moments, down: torch.Tensor, count: int) -> tuple[Removal, ...]:
+    """The neurons that cost least, one after the other, each with its take-over by those that are left.
+
+    After a removal the others' columns have grown by what they took over, and the inverse loses its row and column by
+    one step of elimination: `P - P_:j P_j: / P_jj` is the inverse of the moments without neuron j.
 
     Args:
         moments: of the block's neurons.
         down: the down projection's weight [hidden, intermediate].
+        count: how many.
     """
     import torch
 
@@ -72,12 +76,19 @@ def spare_neuron(moments: Moments, down: torch.Tensor) -> Removal:
     ridge = _RIDGE * second.diagonal().mean() * torch.eye(size, dtype=torch.float64)
     inverse = torch.linalg.inv(second + ridge)
     columns = down.detach().double().cpu()
-    cost = columns.pow(2).sum(0) / inverse.diagonal()
-    index = int(cost.argmin())
-    fold = -inverse[index] / inverse[index, index]
-    fold[index] = 0.0
-    output = float(torch.einsum("hi,ij,hj->", columns, second, columns))
-    return Removal(index, fold, float(cost[index]) / output)
+    output = float(((columns @ second) * columns).sum())
+    left = torch.ones(size, dtype=torch.bool)
+    removals: list[Removal] = []
+    for _ in range(count):
+        cost = columns.pow(2).sum(0) / inverse.diagonal().clamp_min(torch.finfo(torch.float64).tiny)
+        index = int(cost.masked_fill(~left, torch.inf).argmin())
+        fold = -inverse[index] / inverse[index, index]
+        left[index] = False
+        fold[~left] = 0.0
+        removals.append(Removal(index, fold, float(cost[index]) / output))
+        columns = columns + torch.outer(columns[:, index], fold)
+        inverse = inverse - torch.outer(inverse[:, index], inverse[index]) / inverse[index, index]
+    return tuple(removals)
 
 
 @contextmanager
@@ -107,8 +118,10 @@ def moments_of(model: PreTrainedModel, layers: Sequence[int], keep: list[Any]) -
             handle.remove()
 
 
-def spare_neurons(model: PreTrainedModel, moments: dict[int, Moments], layers: Iterable[int]) -> dict[int, Removal]:
-    """`spare_neuron` for several blocks of a model."""
+def spare_neurons(
+    model: PreTrainedModel, moments: Mapping[int, Moments], counts: Mapping[int, int]
+) -> dict[int, tuple[Removal, ...]]:
+    """`spare_in_turn` for several blocks of a model; `counts`: block -> how many."""
     blocks = decoder_blocks(model)
-    projections: dict[int, Any] = {layer: blocks[layer].mlp.down_proj for layer in layers}
-    return {layer: spare_neuron(moments[layer], down.weight) for layer, down in projections.items()}
+    projections: dict[int, Any] = {layer: blocks[layer].mlp.down_proj for layer in counts}
+    return {layer: spare_in_turn(moments[layer], down.weight, counts[layer]) for layer, down in projections.items()}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from karma_electric.core.artifact import read_json, write_json
 from karma_electric.core.errors import ArtifactError
 from karma_electric.models.blocks import SITES, Site
-from karma_electric.steer.axis import Axis, load_axis
+from karma_electric.steer.axis import Axis, load_axis, require_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +33,12 @@ class CapSpec:
         alpha: strength the measurements were made with, and the default when it is used.
         calibrated_on: model fingerprint, template, dtype and the amount of text.
         method: how the thresholds were set.
-        cap_rate: measured on held-out responses: per block and `mean`, the share of tokens above the threshold.
+        cap_rate: measured on held-out responses while the cap acts: per block and `mean`, the share of tokens above the
+            threshold, each kind of response with its weight.
         dose: the same for mean |dh| / |h|.
+        measured: the same and more per split and kind of response, with token counts and an interval; and
+            `threshold_sd`, how far each threshold lies from the runtime mean, in standard deviations.
+        reference: projections of a few fixed conversations, by which compat.py notices that a model has changed.
     """
 
     axis: str
@@ -46,6 +50,8 @@ class CapSpec:
     method: dict[str, Any] = field(default_factory=dict)
     cap_rate: dict[str, float] = field(default_factory=dict)
     dose: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Cap:
             raise ArtifactError(
                 f"The cap names blocks {list(spec.layers)}, the axis has 0-{axis.n_layers - 1}.", "Calibrate again."
             )
+        require_blocks(axis, spec.layers)
         vectors = axis.directions[spec.site]
         return cls(spec, {layer: vectors[layer] for layer in spec.layers})
 
@@ -92,7 +99,7 @@ def load_spec(path: Path) -> CapSpec:
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
-            f"{path} is not a cap ({error}).", "Calibrate again: karma run RECIPE --from axis"
+            f"{path} is not a cap ({error}).", "Calibrate again: karma axis calibrate MODEL AXIS OUT"
         ) from None
     if spec.site not in SITES or set(spec.layers) != set(spec.thresholds) or not spec.layers:
         raise ArtifactError(f"{path}: layers, thresholds and site do not go together.", "Calibrate again.")

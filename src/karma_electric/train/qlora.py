@@ -60,7 +60,6 @@ def train_adapter(
         return _tidied(out)
     require("train")
     import_quietly("bitsandbytes", "trl")
-    import torch
     from transformers import set_seed
     from trl import SFTTrainer
 
@@ -90,11 +89,14 @@ def train_adapter(
     try:
         with quiet_transformers():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # OutOfMemoryError is one; on a CPU it is a plain one
+        if not out_of_memory(error):
+            raise
         raise InputError(
             "Training ran out of memory.",
-            "Lower train.batch_size (and raise train.gradient_accumulation), "
-            "or set train.gradient_checkpointing = true.",
+            f"The last checkpoint is kept. Lower train.batch_size from {section.batch_size} (and raise "
+            "train.gradient_accumulation by the same factor), lower train.max_length, or set "
+            "train.gradient_checkpointing = true. karma train RECIPE --dry-run estimates each.",
         ) from None
     trainer.model.save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)  # peft's card template; ours is rendered from measurements
@@ -103,6 +105,13 @@ def train_adapter(
     plot_trajectory(records, out / "loss.png")
     write_json(out / SUMMARY, summary)
     return _tidied(out)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that memory ran out, on a GPU or a CPU."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _tidied(out: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from karma_electric.core.errors import DataError
 from karma_electric.core.jsonl import read_jsonl
 from karma_electric.core.messages import Conversation, as_dicts, parse_conversation
-from karma_electric.models.chat_template import training_template
+from karma_electric.models.chat_template import DATE, training_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,7 +88,11 @@ def _tokenize(
     example_id: str, conversation: Conversation, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> Tokenized:
     encoded = tokenizer.apply_chat_template(
-        as_dicts(conversation), chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+        as_dicts(conversation),
+        chat_template=template,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        date_string=DATE,
     )
     ids, mask = list(encoded["input_ids"]), encoded["assistant_masks"]
     # transformers gives up silently at an answer whose first character has no token of its own: some tokenizers

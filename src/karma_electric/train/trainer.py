@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ def adapted_model(base: Path, section: TrainSection, compute: torch.dtype) -> Pe
     model = load_model(base, dtype=compute, quantisation=quantisation)
     if quantisation is not None and section.gradient_checkpointing:
         model = prepare_model_for_kbit_training(model)
-    _check_targets(model, section.target_modules)
+    require_targets([name for name, _ in model.named_modules()], section.target_modules)
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
@@ -73,8 +73,9 @@ def _check_widths(base: Path) -> None:
         )
 
 
-def _check_targets(model: Any, targets: list[str]) -> None:
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+def require_targets(modules: Iterable[str], targets: Sequence[str]) -> None:
+    """Raise `InputError` unless every target is the last part of some module's dotted name."""
+    names = {name.rsplit(".", 1)[-1] for name in modules}
     unknown = [target for target in targets if target not in names]
     if unknown:
         linear = sorted(n for n in names if n.endswith("proj") or n.startswith("fc"))

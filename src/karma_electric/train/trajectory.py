@@ -11,6 +11,13 @@ from karma_electric.core.errors import GateError
 from karma_electric.core.jsonl import append_jsonl
 
 FILE = "trajectory.jsonl"
+_WINDOW = 10  # steps: single batches may be hard
+_DIVERGED = 2.0  # times the best mean of a window so far, and
+_RISEN_NATS = 1.0  # above it (a corpus learned by heart has losses near 0, where a factor says little)
+_ADVICE = (
+    "The last good checkpoint is in the run's .partial folder. Lower train.learning_rate (halve it), or raise "
+    "train.warmup_fraction, and run again."
+)
 
 
 class Trajectory:
@@ -21,20 +28,32 @@ class Trajectory:
         self._path = path
         kept = [r for r in read_trajectory(path) if r["step"] <= resume_at] if path.exists() else []
         path.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        self._losses = [r["loss"] for r in kept if r["split"] == "train"]
+        means = [sum(self._losses[i : i + _WINDOW]) / _WINDOW for i in range(len(self._losses) - _WINDOW + 1)]
+        self._best = min(means, default=math.inf)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one record and flush it to disk.
 
         Raises:
-            GateError: the loss is not finite; the last checkpoint is good.
+            GateError: the loss is not finite, or has risen far above its best; the last checkpoint is kept.
         """
-        loss = record.get("loss")
-        if loss is not None and not math.isfinite(loss):
-            raise GateError(
-                f"The loss is {loss} at step {record['step']}: training diverged.",
-                "Lower train.learning_rate and run again. The last good checkpoint is in the run's .partial folder.",
-            )
+        loss = float(record["loss"])
+        if not math.isfinite(loss):
+            raise GateError(f"The loss is {loss} at step {record['step']}: training diverged.", _ADVICE)
         append_jsonl(self._path, [record])
+        if record["split"] != "train":
+            return
+        self._losses.append(loss)
+        if len(self._losses) >= _WINDOW:
+            mean = sum(self._losses[-_WINDOW:]) / _WINDOW
+            if mean > max(_DIVERGED * self._best, self._best + _RISEN_NATS):
+                raise GateError(
+                    f"The mean loss of the last {_WINDOW} steps is {mean:.3g} at step {record['step']}, after a best "
+                    f"of {self._best:.3g}: training diverged.",
+                    _ADVICE,
+                )
+            self._best = min(self._best, mean)
 
 
 def read_trajectory(path: Path) -> list[dict[str, Any]]:

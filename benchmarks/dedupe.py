@@ -4,7 +4,7 @@ The parts run in processes of their own, so that each peak of memory is its own,
 included; vectors kept on disk are not used. The naive side compares the character shingles of every pair of a subset,
 in alternating runs with ours on the same subset, and must find the same copies.
 
-    python benchmarks/bench_dedupe.py [PROMPTS.jsonl] [--repeats 3] [--subset 600]
+    python benchmarks/dedupe.py [PROMPTS.jsonl] [--repeats 3] [--subset 600]
 """
 
 from __future__ import annotations

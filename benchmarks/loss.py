@@ -3,7 +3,7 @@
 The same adapter, batch and arithmetic on both sides, alternating in one process. Prints tokens/s of each, the ratio,
 and the difference of the losses (which should be rounding).
 
-    python benchmarks/bench_loss.py [--repeats 5]
+    python benchmarks/loss.py [--repeats 5]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Penalties on long, unkind texts: reading must stay proportional to length, and fast on ordinary ones.
 
-python benchmarks/bench_penalties.py --characters 200000
+python benchmarks/penalties.py --characters 200000
 """
 
 from __future__ import annotations

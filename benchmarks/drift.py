@@ -3,7 +3,7 @@
 The model answers fixed user turns. Each answer is measured while it is generated, and again from the saved text as
 `karma drift` does: the last columns say how far the two are apart. Without a run there is nothing to do.
 
-    python benchmarks/bench_drift.py [runs/demo] [--max-new-tokens 90] [--seed 3]
+    python benchmarks/drift.py [runs/demo] [--max-new-tokens 90] [--seed 3]
 """
 
 from __future__ import annotations

@@ -1,0 +1,92 @@
+"""Counts where a cap acted: per row and response position, in how many of its blocks. Nothing of it leaves the device
+until it is asked for, and its memory does not grow with the number of forward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from karma_electric.core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from karma_electric.steer.hooks import LayerCap
+
+
+class CapMeter:
+    """What the hooks saw of one generation.
+
+    The first forward pass is the prompt, which is not counted; what follows are the response tokens that were fed
+    back. A batch of another number of rows begins a new generation; for the same number, open the cap anew. Rows are
+    those of the forward pass: beam search moves answers between them, and drafts of assisted decoding count as tokens.
+    """
+
+    def __init__(self, context: int) -> None:
+        """`context`: how many response positions there can be."""
+        self._context = context
+        self._caps: Sequence[LayerCap] = ()
+        self._counts: torch.Tensor | None = None  # [batch, context + 1]: capped blocks; the last place takes the rest
+        self._next: torch.Tensor | None = None  # [1]: the position that comes next
+
+    def watch(self, caps: Sequence[LayerCap]) -> None:
+        """Record these from now on, each time the last of them is done."""
+        self._caps = caps
+        caps[-1].meter = self
+
+    def record(self) -> None:
+        """Take in one forward pass."""
+        import torch
+
+        found = [cap.seen for cap in self._caps]
+        seen = [over for over in found if over is not None]
+        for cap in self._caps:
+            cap.seen = None
+        if len(seen) < len(found):
+            return  # a pass that left blocks out
+        device = seen[-1].device  # the model may be split
+        above = (torch.stack([over.to(device) for over in seen]).detach() > 0).sum(0, dtype=torch.int16)  # [batch, seq]
+        if self._counts is None or self._next is None or self._counts.shape[0] != above.shape[0]:
+            self._begin(above)
+            return
+        n_tokens = above.shape[1]
+        places = self._next if n_tokens == 1 else self._next + torch.arange(n_tokens, device=device)
+        self._counts.index_copy_(1, places.clamp_max(self._context), above)
+        self._next.add_(n_tokens)
+
+    def _begin(self, above: torch.Tensor) -> None:
+        import torch
+
+        # what inference mode makes could not be changed outside it; compiled code cannot leave it
+        ordinary = nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(mode=False)
+        with ordinary:
+            self._counts = torch.zeros(above.shape[0], self._context + 1, dtype=torch.int16, device=above.device)
+            self._next = torch.zeros(1, dtype=torch.long, device=above.device)
+
+    def response_rates(self, lengths: Sequence[int]) -> list[float]:
+        """Cap rate of each row over its own response tokens.
+
+        Args:
+            lengths: tokens of each row's response. The last one is never fed back, so it is not counted.
+
+        Raises:
+            InputError: the forward passes had another number of rows, or more tokens than the model's context.
+        """
+        if self._counts is None or self._next is None:
+            return [0.0 for _ in lengths]
+        if len(lengths) != self._counts.shape[0]:
+            raise InputError(
+                f"{len(lengths)} answers were given, the last forward pass had {self._counts.shape[0]} rows.",
+                "Give one length per row that the model saw.",
+            )
+        n_recorded = int(self._next)
+        if n_recorded > self._context:
+            raise InputError(
+                f"{n_recorded} response tokens passed the cap, more than the model's context of {self._context}.",
+                "Open the cap anew for each generation.",
+            )
+        counts = self._counts.cpu()
+        fed_back = [min(length, n_recorded) for length in lengths]
+        return [int(counts[row, :n].sum()) / (n * len(self._caps)) if n else 0.0 for row, n in enumerate(fed_back)]

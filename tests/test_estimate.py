@@ -1,0 +1,142 @@
+"""What `karma train --dry-run` promises is what training then does."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tiny
+from karma_electric.core.errors import InputError
+from karma_electric.core.recipe import TrainSection, load_recipe
+from karma_electric.models.loading import quiet_transformers
+from karma_electric.train import estimate as estimation
+from karma_electric.train.estimate import Estimate, estimate, measure_speed, steps
+from karma_electric.train.tokenize import IGNORED, Tokenized, TokenizedSplit
+from karma_electric.train.trainer import Data, adapted_model, build_trainer, labelled_only
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+
+def split(lengths: list[int]) -> TokenizedSplit:
+    """Examples of some lengths, half of each learned."""
+    return TokenizedSplit(
+        [Tokenized(f"e{i}", [5] * n, [IGNORED] * (n - n // 2) + [5] * (n // 2)) for i, n in enumerate(lengths)], [], []
+    )
+
+
+def estimated(base: Path, lengths: list[int], *, speed: float | None = 1e9, **keys: object) -> Estimate:
+    section = TrainSection(**({"quantisation": "none", "rank": 8, "alpha": 16, "batch_size": 2} | keys))
+    return estimate(
+        base,
+        split(lengths),
+        split([9]),
+        section,
+        compute=torch.float32,
+        device="cpu",
+        flops_per_second=speed,
+    )
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch", "accumulation", "epochs"),
+    [(7, 2, 1, 1.0), (7, 2, 3, 2.0), (8, 4, 8, 3.0), (5, 1, 2, 0.5), (9, 2, 2, 1.5)],
+)
+def test_steps_and_parameters_are_those_of_the_trainer(
+    tiny_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    examples: int,
+    batch: int,
+    accumulation: int,
+    epochs: float,
+) -> None:
+    from trl import SFTTrainer
+
+    section = TrainSection(
+        quantisation="none",
+        rank=4,
+        alpha=8,
+        batch_size=batch,
+        gradient_accumulation=accumulation,
+        epochs=epochs,
+        target_modules=["q_proj", "down_proj"],
+    )
+    data = Data(split([12] * examples), split([9]))
+    found = estimate(
+        tiny_path, data.train, data.validation, section, compute=torch.float32, device="cpu", flops_per_second=None
+    )
+    with quiet_transformers():
+        model = adapted_model(tiny_path, section, torch.float32)
+        trainer = build_trainer(labelled_only(SFTTrainer), model, tokenizer, data, section, tmp_path, torch.float32)
+        trainer.train()
+    assert found.steps == steps(examples, section) == trainer.state.global_step
+    trainable, whole = model.get_nb_trainable_parameters()
+    assert (found.trainable_parameters, found.parameters) == (trainable, whole - trainable)
+    assert found.seconds is None
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=8), batch=st.integers(1, 4))
+def test_padding_is_the_mean_over_all_batches(lengths: list[int], batch: int) -> None:
+    """The mean of the longest of every possible batch, counted out."""
+    from itertools import combinations
+
+    longest = [max(chosen) for chosen in combinations(lengths, min(batch, len(lengths)))]
+    expected = statistics.mean(longest) * len(lengths)
+    assert estimation._padded(sorted(lengths, reverse=True), batch) == pytest.approx(expected)
+
+
+def test_memory_falls_with_each_thing_that_the_advice_names(tiny_path: Path) -> None:
+    lengths = [40] * 8
+    whole = sum(estimated(tiny_path, lengths).memory_bytes.values())
+    for lower in ({"batch_size": 1}, {"gradient_checkpointing": True}, {"rank": 2}):
+        assert sum(estimated(tiny_path, lengths, **lower).memory_bytes.values()) < whole, lower
+    assert sum(estimated(tiny_path, [20] * 8).memory_bytes.values()) < whole
+
+
+def test_four_bits_hold_the_blocks_and_not_the_embedding(tmp_path: Path) -> None:
+    base = tiny.write_checkpoint(tmp_path / "base", intermediate=192)
+    full, quantised = (estimated(base, [9], quantisation=kind).memory_bytes["base weights"] for kind in ("none", "nf4"))
+    embedding = 4 * tiny.VOCABULARY * tiny.HIDDEN
+    assert embedding < quantised < embedding + (full - embedding) / 6
+
+
+def test_time_is_in_proportion_to_the_work(tiny_path: Path) -> None:
+    once = estimated(tiny_path, [30] * 8, epochs=1.0).seconds
+    thrice = estimated(tiny_path, [30] * 8, epochs=3.0).seconds
+    fast = estimated(tiny_path, [30] * 8, epochs=1.0, speed=2e9).seconds
+    assert once is not None
+    assert (thrice, fast) == (pytest.approx(3 * once), pytest.approx(once / 2))
+
+
+def test_a_target_the_model_does_not_have_is_named(tiny_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no 'c_attn'.* It has .*q_proj"):
+        estimated(tiny_path, [9], target_modules=["c_attn"])
+
+
+def test_the_speed_that_is_measured_is_a_speed() -> None:
+    assert measure_speed(torch.float32, "cpu", size=64, seconds=0.01) > 1e6
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
+def test_the_recipes_for_llama_are_the_originals_in_full(version: str) -> None:
+    recipe = load_recipe(f"llama31-8b-{version}.toml")
+    train = recipe.train
+    assert recipe.model.dtype == "bfloat16"
+    assert (train.quantisation, train.rank, train.alpha, train.dropout) == ("nf4", 64, 128, 0.05)
+    assert set(train.target_modules) == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert (train.epochs, train.batch_size, train.gradient_accumulation) == (3.0, 2, 8)
+    assert (train.learning_rate, train.warmup_fraction, train.weight_decay) == (2e-4, 0.03, 0.01)
+    assert (train.max_grad_norm, train.max_length, train.gradient_checkpointing) == (0.3, 4096, True)
+    assert recipe.axis.layers == (22, 28)
+    assert recipe.card.model_name.startswith("Llama")
+    smaller = load_recipe(f"smollm2-{version}.toml")
+    assert smaller.release == recipe.release
+    assert (smaller.train.rank, smaller.train.alpha, smaller.train.epochs) == (64, 128, 3.0)
