@@ -263,7 +263,8 @@ def test_a_mistake_is_one_line(drift: Run, here: Path, words: list[str], code: i
 def test_a_cap_of_another_shape_is_refused(drift: Run, here: Path, made: Path) -> None:
     shutil.copytree(made / "axis", here / "narrow")
     save_axis(tiny.random_axis(hidden=32), here / "narrow" / AXIS_FILE)
-    drift("talk.json", "--model", "run/merged", "--cap", "narrow").refused(2, "hidden size 32", f"{tiny.HIDDEN}")
+    for model in ("run/merged", "run/capped"):
+        drift("talk.json", "--model", model, "--cap", "narrow").refused(2, "hidden size 32", f"{tiny.HIDDEN}")
 
 
 def test_a_transcript_longer_than_the_context_names_its_turn(drift: Run, here: Path) -> None:

@@ -142,10 +142,13 @@ def open_cap(
     Raises:
         ArtifactError: it is for a model of another shape.
     """
+    from karma_electric.models.blocks import decoder_blocks, hidden_size
+    from karma_electric.steer.axis import require_fits
     from karma_electric.steer.compat import check_cap
     from karma_electric.steer.spec import load_cap
 
     cap, axis = load_cap(file)
+    require_fits(axis, n_layers=len(decoder_blocks(model)), hidden=hidden_size(model))
     for warning in check_cap(model, tokenizer, cap, axis, fingerprint) if warn else ():
         print(f"warning: {warning}", file=sys.stderr)
     return cap, axis

@@ -57,9 +57,10 @@ class Gauge:
     def print_so_far(self, conversation: Conversation, alpha: float) -> None:
         """Read the whole conversation once, the cap acting at `alpha`, and show the drift of every turn."""
         from karma_electric.core.progress import Silent
+        from karma_electric.models.blocks import context_length
         from karma_electric.steer.conversation_drift import ConversationDrift, project, render_all, turn_drifts
 
-        context = int(self.model.config.get_text_config().max_position_embeddings)
+        context = context_length(self.model)
         (rendered,) = render_all(self.tokenizer, {"The conversation": conversation}, context)
         (values,) = project(self.model, self.tokenizer, self.cap, [rendered], alpha=alpha, progress=Silent())
         turns = turn_drifts(rendered, values, self.cap, self.reference.scales)

@@ -175,6 +175,7 @@ def measure(name: str, cap_file: Path, transcripts: list[Transcript], *, alpha: 
     from karma_electric.cli.chat import open_cap
     from karma_electric.core.errors import InputError
     from karma_electric.core.progress import Console
+    from karma_electric.models.blocks import context_length
     from karma_electric.models.loading import load_model, load_tokenizer
     from karma_electric.models.refs import resolve
     from karma_electric.steer.conversation_drift import ConversationDrift, project, render_all, turn_drifts
@@ -199,7 +200,7 @@ def measure(name: str, cap_file: Path, transcripts: list[Transcript], *, alpha: 
             file=sys.stderr,
         )
     conversations = {transcript.name: transcript.messages for transcript in transcripts}
-    rendered = render_all(tokenizer, conversations, int(model.config.get_text_config().max_position_embeddings))
+    rendered = render_all(tokenizer, conversations, context_length(model))
     reference = reference_for(model, tokenizer, loaded, cap_file, ref.fingerprint, progress=progress)
     if reference is None and asked.share is not None:
         raise InputError(

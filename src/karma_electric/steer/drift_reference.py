@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from karma_electric.core.artifact import canonical_json, hash_file, hash_text, read_json, write_json
 from karma_electric.core.errors import ArtifactError, DataError, MissingError
 from karma_electric.core.progress import Progress
+from karma_electric.models.blocks import context_length
 from karma_electric.models.refs import cache_root
 from karma_electric.steer.conversation_drift import project, render_all, turn_drifts
 from karma_electric.steer.responses import FILE, read_responses
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 TAIL = 0.01  # share of ordinary answers that exceed the default alarm level
 _VERSION = 1  # of the cached file
-_DEPLOYMENT = "deployment"
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ def measure_reference(
         DataError: the answers have no spread.
     """
     members = [r for r in read_responses(responses) if r.text.strip()]
-    members = [r for r in members if getattr(r, "kind", _DEPLOYMENT) == _DEPLOYMENT] or members
+    members = [r for r in members if r.kind == "deployment"] or members
     conversations = {r.id: r.conversation for r in members}
-    rendered = render_all(tokenizer, conversations, int(model.config.get_text_config().max_position_embeddings))
+    rendered = render_all(tokenizer, conversations, context_length(model))
     projections = project(model, tokenizer, cap, rendered, progress=progress)
 
     def split(name: str) -> list[int]:
