@@ -114,8 +114,9 @@ def _cap(model: Any, prompt: torch.Tensor, site: Site) -> Cap:
     """A soft cap at 7 blocks from 70% of the depth on, along random directions, with half of the tokens above."""
     n_layers = len(decoder_blocks(model))
     first = layer_range(n_layers, layers=None, depth=(0.7, 0.88))[0]
-    layers = tuple(range(first, first + N_LAYERS))
-    vectors = torch.randn(N_LAYERS, hidden_size(model), generator=_generator())
+    first = max(0, min(first, n_layers - N_LAYERS))
+    layers = tuple(range(first, min(first + N_LAYERS, n_layers)))
+    vectors = torch.randn(len(layers), hidden_size(model), generator=_generator())
     directions = dict(zip(layers, vectors / vectors.norm(dim=-1, keepdim=True), strict=True))
     everything = picked(torch.ones(prompt.shape, dtype=torch.bool))
     with recording(model, [(site, layer) for layer in layers], everything) as seen, torch.inference_mode():
@@ -143,12 +144,15 @@ class Bench:
         self._model = model
         self._caps = caps
         self._compiled = compiled
-        self._forward = torch.compile(model) if compiled else model
+        self._forward = model
 
     def rounds(self, phase: str, prompt: torch.Tensor, n_tokens: int, repeats: int) -> dict[str, list[float]]:
         """Seconds of each round, by variant."""
         seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
         cache = None
+        if self._compiled:  # anew for each cell: all of them together are more versions than torch keeps
+            torch.compiler.reset()
+            self._forward = torch.compile(self._model, dynamic=False)
         with torch.inference_mode():
             if phase == "decode":
                 cache = self._cache(prompt.shape[1] + n_tokens)

@@ -128,6 +128,20 @@ def test_a_cap_per_row_nested_and_elsewhere_is_never_lost(
     torch.testing.assert_close(logits_of(compiled, ids), logits_of(model, ids), **CLOSE)
 
 
+def test_a_model_with_more_versions_than_torch_keeps_is_capped_all_the_same(
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap]
+) -> None:
+    counter = Counter()
+    compiled = torch.compile(model, backend=counter)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        bare = logits_of(compiled, ids)
+        for site in SITES:
+            with capped(model, caps[site]):
+                found, expected = logits_of(compiled, ids), logits_of(model, ids)
+            torch.testing.assert_close(found, expected, **CLOSE)
+            assert not torch.allclose(found, bare, atol=0.01)
+
+
 def test_what_others_have_compiled_is_left_alone(
     model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap]
 ) -> None:
