@@ -179,7 +179,7 @@ def _part(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def _block(module: nn.Module, layout: Layout) -> Block:
-    children = dict(module.named_children())
+    children = {name: child for name, child in module._modules.items() if child is not None}
     mlp = _named(module, layout.mlp) if layout.mlp else next((children[n] for n in _MLPS if n in children), None)
     behind = next((children[name] for name in _MLP_OUTPUT_NORMS if name in children), None)
     if layout.mlp_norm:
@@ -189,7 +189,7 @@ def _block(module: nn.Module, layout: Layout) -> Block:
     else:
         norm = next((children[name] for name in _MLP_NORMS if name in children), None)
     added = _named(module, layout.mlp_added) if layout.mlp_added else mlp if behind is None else behind
-    return Block(module, mlp, norm, added, mlp_scale=float(getattr(module, "residual_multiplier", 1.0)))
+    return Block(module, mlp, norm, added, mlp_scale=float(module.__dict__.get("residual_multiplier", 1.0)))
 
 
 def _named(module: nn.Module, path: str) -> nn.Module:

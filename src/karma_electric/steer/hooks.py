@@ -9,7 +9,6 @@ value of a tensor decides what is done. Whether the hooks act at all is found ou
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +77,7 @@ class LayerCap:
 
         self.v = v.float()
         self.t = torch.tensor(t, dtype=torch.float32)
-        self.push = push(self.v, alpha) / scale
+        self.push = push(self.v, alpha / scale)
         self.rows: int | None = None
         self.off: torch.Tensor | None = None  # rows of alpha 0 [rows, 1], if there are any beside others
         if isinstance(alpha, torch.Tensor):
@@ -89,7 +88,7 @@ class LayerCap:
         self.meter: CapMeter | None = None
         self.suspended = False
 
-    def to(self, device: Any) -> None:
+    def to(self, device: torch.device) -> None:
         """Move what the hooks need to where the block computes."""
         self.v, self.t, self.push = self.v.to(device), self.t.to(device), self.push.to(device)
         self.off = None if self.off is None else self.off.to(device)
@@ -163,9 +162,12 @@ def attached(blocks: Sequence[Block], site: Site, caps: dict[int, LayerCap]) -> 
     with contextlib.ExitStack() as undo:
         for layer, cap in caps.items():
             block = blocks[layer]
-            cap.to(_device(block.module))
+            device = _device(block.module)
+            if device != cap.v.device:
+                cap.to(device)
             for module in block.hooked(site):
-                undo.enter_context(_marked(module, cap))
+                _mark(module, cap)
+                undo.callback(_unmark, module, cap)
             for handle in (mlp_hooks if site == "mlp" else block_hooks)(block, cap):
                 undo.callback(handle.remove)
         yield
@@ -175,38 +177,43 @@ def _device(module: nn.Module) -> torch.device:
     """Where a block computes, as far as its weights tell (`measure` corrects it)."""
     import torch
 
-    return next((p.device for p in module.parameters() if p.device.type != "meta"), torch.device("cpu"))
+    for part in module.modules():
+        for parameter in part._parameters.values():
+            if parameter is not None and parameter.device.type != "meta":
+                return parameter.device
+    return torch.device("cpu")
 
 
-# Module -> the caps attached to it, and its own class.
-_marks: weakref.WeakKeyDictionary[nn.Module, tuple[list[LayerCap], type]] = weakref.WeakKeyDictionary()
+_MARK = "_karma_caps"  # in a module's __dict__: the caps attached to it, and its own class
 _capped_classes: dict[type, type] = {}
 
 
-@contextlib.contextmanager
-def _marked(module: nn.Module, cap: LayerCap) -> Iterator[None]:
+def _mark(module: nn.Module, cap: LayerCap) -> None:
     """Give a module a subclass of its class for as long as caps are attached to it.
 
     torch.compile guards on a module's class and on hooks that were there, but not on there being none: what was
     compiled before a cap was attached would run on without it. The subclass makes it compile again, once; later caps
     of the same structure share that code, and without a cap the old one is used again.
     """
-    caps, original = _marks.setdefault(module, ([], type(module)))
+    if _MARK not in module.__dict__:
+        module.__dict__[_MARK] = ([], type(module))
+        object.__setattr__(module, "__class__", _capped_class(type(module)))
+    module.__dict__[_MARK][0].append(cap)
+
+
+def _unmark(module: nn.Module, cap: LayerCap) -> None:
+    """Undo `_mark`: a module that nothing is attached to has its own class again."""
+    caps, original = module.__dict__[_MARK]
+    caps.remove(cap)
     if not caps:
-        module.__class__ = _capped_class(original)
-    caps.append(cap)
-    try:
-        yield
-    finally:
-        caps.remove(cap)
-        if not caps:
-            module.__class__ = original
-            del _marks[module]
+        object.__setattr__(module, "__class__", original)
+        del module.__dict__[_MARK]
 
 
 def own_class(module: nn.Module) -> type:
     """A module's class, as it is when nothing is attached."""
-    return _marks[module][1] if module in _marks else type(module)
+    own: type = module.__dict__[_MARK][1] if _MARK in module.__dict__ else type(module)
+    return own
 
 
 def _capped_class(original: type) -> type:
@@ -220,7 +227,8 @@ def _capped_class(original: type) -> type:
 @contextlib.contextmanager
 def suspended(model: nn.Module) -> Iterator[None]:
     """Let every cap that is attached to a model pass everything through."""
-    caps = [cap for m in model.modules() if m in _marks for cap in _marks[m][0] if not cap.suspended]
+    marked = [module.__dict__[_MARK][0] for module in model.modules() if _MARK in module.__dict__]
+    caps = [cap for attached_here in marked for cap in attached_here if not cap.suspended]
     for cap in caps:
         cap.suspended = True
     try:

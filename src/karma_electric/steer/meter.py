@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from karma_electric.core.errors import InputError
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from karma_electric.steer.hooks import LayerCap
+
+_TOGETHER = 32  # passes that are counted at once
 
 
 class CapMeter:
@@ -30,6 +32,7 @@ class CapMeter:
         self._caps: Sequence[LayerCap] = ()
         self._counts: torch.Tensor | None = None  # [batch, context + 1]: capped blocks; the last place takes the rest
         self._next: torch.Tensor | None = None  # [1]: the position that comes next
+        self._waiting: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
 
     def watch(self, caps: Sequence[LayerCap]) -> None:
         """Record these from now on, each time the last of them is done."""
@@ -46,24 +49,44 @@ class CapMeter:
             cap.seen = None
         if len(seen) < len(found):
             return  # a pass that left blocks out
-        device = seen[-1].device  # the model may be split
-        above = (torch.stack([over.to(device) for over in seen]).detach() > 0).sum(0, dtype=torch.int16)  # [batch, seq]
-        if self._counts is None or self._next is None or self._counts.shape[0] != above.shape[0]:
-            self._begin(above)
+        n_rows, n_tokens = seen[-1].shape
+        if self._counts is None or self._next is None or self._counts.shape[0] != n_rows:
+            self._begin(n_rows, seen[-1].device)
             return
-        n_tokens = above.shape[1]
-        places = self._next if n_tokens == 1 else self._next + torch.arange(n_tokens, device=device)
-        self._counts.index_copy_(1, places.clamp_max(self._context), above)
-        self._next.add_(n_tokens)
+        place = self._next if n_tokens == 1 else self._next + torch.arange(n_tokens, device=self._next.device)
+        if torch.compiler.is_compiling():  # compiled code may change a tensor, but should not grow a list
+            self._count([(place, seen)])
+            self._next.add_(n_tokens)
+            return
+        self._waiting.append((place, [over.detach() if over.requires_grad else over for over in seen]))
+        self._next = self._next + n_tokens
+        if len(self._waiting) == _TOGETHER or n_tokens > 1:
+            self._count_waiting()
 
-    def _begin(self, above: torch.Tensor) -> None:
+    def _count_waiting(self) -> None:
+        """Count the passes that were put off: a few operations for each would be a good part of what a cap costs."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._count(waiting)
+
+    def _count(self, passes: Sequence[tuple[torch.Tensor, list[torch.Tensor]]]) -> None:
+        """passes: positions [n], and the excess at each block [batch, n]."""
         import torch
 
+        places = torch.cat([place for place, _ in passes]).clamp_max(self._context)
+        by_block = zip(*(seen for _, seen in passes), strict=True)
+        over = torch.stack([torch.cat(list(seen), dim=1).to(places.device) for seen in by_block])
+        cast("torch.Tensor", self._counts).index_copy_(1, places, (over > 0).sum(0, dtype=torch.int16))
+
+    def _begin(self, n_rows: int, device: torch.device) -> None:
+        import torch
+
+        self._waiting = []
         # what inference mode makes could not be changed outside it; compiled code cannot leave it
         ordinary = nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(mode=False)
         with ordinary:
-            self._counts = torch.zeros(above.shape[0], self._context + 1, dtype=torch.int16, device=above.device)
-            self._next = torch.zeros(1, dtype=torch.long, device=above.device)
+            self._counts = torch.zeros(n_rows, self._context + 1, dtype=torch.int16, device=device)
+            self._next = torch.zeros(1, dtype=torch.long, device=device)
 
     def response_rates(self, lengths: Sequence[int]) -> list[float]:
         """Cap rate of each row over its own response tokens.
@@ -74,6 +97,7 @@ class CapMeter:
         Raises:
             InputError: the forward passes had another number of rows, or more tokens than the model's context.
         """
+        self._count_waiting()
         if self._counts is None or self._next is None:
             return [0.0 for _ in lengths]
         if len(lengths) != self._counts.shape[0]:
