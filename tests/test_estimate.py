@@ -75,7 +75,9 @@ def test_steps_and_parameters_are_those_of_the_trainer(
     )
     with quiet_transformers():
         model = adapted_model(tiny_path, section, torch.float32)
-        trainer = build_trainer(labelled_only(SFTTrainer), model, tokenizer, data, section, tmp_path, torch.float32)
+        trainer = build_trainer(
+            labelled_only(SFTTrainer, section), model, tokenizer, data, section, tmp_path, torch.float32
+        )
         trainer.train()
     assert found.steps == steps(examples, section) == trainer.state.global_step
     trainable, whole = model.get_nb_trainable_parameters()

@@ -96,6 +96,8 @@ class TrainSection(_Section):
         1024, gt=8, description="longest example in tokens; longer ones are cut at a turn or dropped"
     )
     gradient_checkpointing: bool = Field(False, description="trade time for memory")
+    group_by_length: bool = Field(True, description="batches of examples of like length: less padding")
+    fused: bool = Field(True, description="on a CPU, LoRA layers as one operation with unpacked weights: faster")
     save_steps: int = Field(10, gt=0, description="optimiser steps between checkpoints: what a kill can lose")
     seed: int = Field(0, description="seed of initialisation, order and dropout")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,32 +61,12 @@ def train_adapter(
         return _tidied(out)
     require("train")
     import_quietly("bitsandbytes", "trl")
-    from transformers import set_seed
-    from trl import SFTTrainer
-
     progress = progress or Silent()
-    tokenizer = load_tokenizer(base)
-    data = Data(
-        tokenize_split(read_split(release / "train.jsonl"), tokenizer, section.max_length),
-        tokenize_split(read_split(release / "validation.jsonl"), tokenizer, section.max_length),
-    )
-    set_seed(section.seed)
-    compute = pick_dtype(dtype, pick_device())
-    with quiet_transformers():
-        model = adapted_model(base, section, compute)
     checkpoint = _newest_checkpoint(out / _CHECKPOINTS)
     resume_at = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
-    with quiet_transformers():
-        trainer = build_trainer(
-            labelled_only(SFTTrainer),
-            model,
-            tokenizer,
-            data,
-            section,
-            out / _CHECKPOINTS,
-            compute,
-            callbacks=[_recorder(out, resume_at, progress)],
-        )
+    trainer, data = new_trainer(
+        base, release, section, out / _CHECKPOINTS, dtype=dtype, callbacks=[_recorder(out, resume_at, progress)]
+    )
     try:
         with quiet_transformers():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -105,6 +86,42 @@ def train_adapter(
     plot_trajectory(records, out / "loss.png")
     write_json(out / SUMMARY, summary)
     return _tidied(out)
+
+
+def new_trainer(
+    base: Path,
+    release: Path,
+    section: TrainSection,
+    checkpoints: Path,
+    *,
+    dtype: str = "auto",
+    callbacks: Sequence[Any] = (),
+) -> tuple[Any, Data]:
+    """A trainer that has not begun, and the tokenised data it will see; arguments as for `train_adapter`."""
+    from transformers import set_seed
+    from trl import SFTTrainer
+
+    tokenizer = load_tokenizer(base)
+    train, validation = (
+        tokenize_split(read_split(release / f"{name}.jsonl"), tokenizer, section.max_length)
+        for name in ("train", "validation")
+    )
+    data = Data(train, validation)
+    set_seed(section.seed)
+    compute = pick_dtype(dtype, pick_device())
+    with quiet_transformers():
+        model = adapted_model(base, section, compute)
+        trainer = build_trainer(
+            labelled_only(SFTTrainer, section),
+            model,
+            tokenizer,
+            data,
+            section,
+            checkpoints,
+            compute,
+            callbacks=callbacks,
+        )
+    return trainer, data
 
 
 def out_of_memory(error: RuntimeError) -> bool:

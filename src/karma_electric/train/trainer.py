@@ -57,7 +57,12 @@ def adapted_model(base: Path, section: TrainSection, compute: torch.dtype) -> Pe
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    if section.fused and pick_device() == "cpu":
+        from karma_electric.train.fused import fuse_projections
+
+        fuse_projections(adapted)
+    return adapted
 
 
 def _check_widths(base: Path) -> None:
@@ -144,11 +149,23 @@ def build_trainer(
     return trainer
 
 
-def labelled_only(trainer_class: Any) -> Any:
-    """A trainer whose vocabulary projection and loss cover the labelled positions only.
+def labelled_only(trainer_class: Any, section: TrainSection) -> Any:
+    """A trainer whose vocabulary projection and loss cover the labelled positions only, with batches of like length.
 
     The same loss as trl's `nll`; prompt and padding positions, most of a batch, are never projected.
     """
+    import torch
+
+    from karma_electric.train.batches import LikeLengths
+    from karma_electric.train.head_loss import head_loss
+
+    def _loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed loss and correct tokens; in chunks where the head is a plain, frozen layer."""
+        if type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad:
+            return head_loss(hidden.to(head.weight.dtype), head.weight, targets)
+        logits = head(hidden).float()
+        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        return loss, (logits.argmax(-1) == targets).sum()
 
     class LabelledOnly(trainer_class):  # type: ignore[misc]
         def compute_loss(
@@ -158,28 +175,31 @@ def labelled_only(trainer_class: Any) -> Any:
             return_outputs: bool = False,
             num_items_in_batch: Any = None,
         ) -> Any:
-            import torch
-
             causal_lm = self.accelerator.unwrap_model(model).get_base_model()
             with self.compute_loss_context_manager():
-                hidden = causal_lm.get_decoder()(
-                    input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-                ).last_hidden_state  # [batch, seq, hidden]
+                # no mask: padding is on the right, where a causal model's other positions do not see it, and without
+                # one attention computes only the half that is not masked anyway
+                hidden = causal_lm.get_decoder()(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
                 targets = inputs["labels"][:, 1:]
                 learned = targets != IGNORED
-                logits = causal_lm.get_output_embeddings()(hidden[:, :-1][learned])  # [learned, vocabulary]
+                total, correct = _loss(causal_lm.get_output_embeddings(), hidden[:, :-1][learned], targets[learned])
             targets = targets[learned]
-            loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-            loss = loss / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
+            count = targets.numel() if num_items_in_batch is None else num_items_in_batch
+            loss = total / count
             mode = "train" if self.model.training else "eval"
-            accuracy = (logits.detach().argmax(-1) == targets).float().mean()
-            self._metrics[mode]["mean_token_accuracy"].append(accuracy.item())
-            return (loss, {"logits": logits.detach()}) if return_outputs else loss
+            self._metrics[mode]["mean_token_accuracy"].append(correct.item() / max(1, targets.numel()))
+            return (loss, {}) if return_outputs else loss
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            if not section.group_by_length:
+                return super()._get_train_sampler(train_dataset)
+            data = self.train_dataset if train_dataset is None else train_dataset
+            lengths = [len(ids) for ids in data["input_ids"]]
+            step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            return LikeLengths(lengths, step, self.args.data_seed)
 
         def evaluate(self, *arguments: Any, **keywords: Any) -> Any:
             """Leave the random state as it was: a run resumed at the end of an epoch skips that validation."""
-            import torch
-
             with torch.random.fork_rng():
                 return super().evaluate(*arguments, **keywords)
 
