@@ -45,7 +45,8 @@ def test_loss_and_gradients_are_those_of_peft(tmp_path: Path) -> None:
     assert fuse_projections(fused) == 7 * plain.config.num_hidden_layers
     ids = torch.randint(0, plain.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(1))
     expected, actual = gradients(plain, ids), gradients(fused, ids)
-    assert expected.keys() == actual.keys() and len(expected) == 14 * plain.config.num_hidden_layers
+    assert expected.keys() == actual.keys()
+    assert len(expected) == 14 * plain.config.num_hidden_layers
     for name, value in expected.items():
         assert value.abs().max() > 0, name
         torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-6, msg=name)
@@ -109,7 +110,8 @@ def test_nf4_weights_are_unpacked_to_what_bitsandbytes_multiplies_with() -> None
     layer.weight = bnb.nn.Params4bit(torch.randn(128, 64), requires_grad=False, quant_type="nf4")
     layer = layer.to("cpu")
     weight = _unpacked(layer)
-    assert weight.shape == (128, 64) and weight.dtype == torch.bfloat16
+    assert weight.shape == (128, 64)
+    assert weight.dtype == torch.bfloat16
     x = torch.randn(3, 64, dtype=torch.bfloat16, requires_grad=True)  # as in training: the unpacking path
     torch.testing.assert_close(x @ weight.t(), layer(x), rtol=0, atol=0)
 
@@ -141,7 +143,8 @@ def test_an_epoch_holds_every_example_once_in_batches_of_like_length() -> None:
     lengths = torch.randint(20, 700, (203,)).tolist()
     sampler = LikeLengths(lengths, 4, seed=5)
     first = list(sampler)
-    assert sorted(first) == list(range(203)) and len(sampler) == 203
+    assert sorted(first) == list(range(203))
+    assert len(sampler) == 203
     assert padding(lengths, first, 4) < 0.1 < padding(lengths, range(203), 4)
     assert list(sampler) == first
     sampler.set_epoch(1)

@@ -166,7 +166,59 @@ def overhead_table(found: Any) -> list[str]:
     return [*lines, "", said]
 
 
-BENCHMARKS = {"extract": extract_table, "cap_overhead": overhead_table}
+def neuron_table(found: Any) -> list[str]:
+    """KL ratio per cap rate and placement, over all tokens and over response tokens."""
+    lines = [
+        "| Cap rate, measured | Placement | KL ratio, all tokens (95% interval) | Prompt tokens | Response tokens |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        whole, interval = row["all"], row["all"]["kl_ratio_interval"]
+        lines.append(
+            f"| {row['cap_rate_measured']:.0%} | {row['placement']} | {whole['kl_ratio']:.4f} "
+            f"({interval['low']:.4f} to {interval['high']:.4f}) | {row['prompt']['kl_ratio']:.4f} | "
+            f"{row['response']['kl_ratio']:.4f} |"
+        )
+    first, alpha = found["rows"][0], found["rows"][0]["alpha"]
+    said = f"alpha {alpha:g}, {first['conversations']} conversations, {first['all']['tokens']:,} tokens."
+    return [*lines, "", said]
+
+
+def train_table(found: Any) -> list[str]:
+    """Speed, memory and loss of both sides."""
+    lines = [
+        "| | Tokens/s | Ratio | Padding | Peak memory above the imports | Mean loss | Validation loss |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for side, name in (("plain", "plain TRL script"), ("karma", "`karma train`")):
+        row = found["sides"][side]
+        ratio = found["ratio"] if side == "karma" else 1
+        lines.append(
+            f"| {name} | {row['tokens_per_second']:.0f} | {ratio:.2f} | {row['padding']:.0%} | "
+            f"{row['peak_bytes'] / 1e9:.2f} GB | {row['mean_loss']:.3f} | {row['validation_loss']:.4f} |"
+        )
+    said = (
+        f"Recipe `{found['recipe']}`, {found['steps']['karma']} steps each, padding not counted as tokens; validation loss differs by "
+        f"{found['validation_loss_difference']:+.2%}. {found['threads']} threads, {found['hardware'].get('processor', 'cpu')}."
+    )
+    return [*lines, "", said]
+
+
+def stops_table(found: Any) -> list[str]:
+    """How many answers ended by themselves."""
+    lines = ["| Model | Ended by themselves | Tokens of those, median |", "|---|---|---|"]
+    for row in found["rows"]:
+        lines.append(f"| `{row['model']}` | {row['stopped']} of {row['prompts']} | {row['median_tokens_of_stopped']} |")
+    return [*lines, "", f"At most {found['limit']} tokens an answer; sampled as deployed, one seed."]
+
+
+BENCHMARKS = {
+    "extract": extract_table,
+    "cap_overhead": overhead_table,
+    "neuron": neuron_table,
+    "train": train_table,
+    "stops": stops_table,
+}
 
 
 def with_benchmarks(page: str) -> str:

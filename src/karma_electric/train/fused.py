@@ -58,13 +58,15 @@ def _is_plain(module: Any) -> bool:
 
 def _unpacked(base: Any) -> torch.Tensor:
     """The frozen weight [out, in] in the type that products are computed in."""
+    weight: torch.Tensor = base.weight.detach()
     state = getattr(base.weight, "quant_state", None)
     if state is None:
-        return base.weight.detach()
+        return weight
     import bitsandbytes.functional as bnb
 
-    restored: torch.Tensor = bnb.dequantize_4bit(base.weight.detach(), state)
-    return restored.to(base.compute_dtype or restored.dtype)
+    restored: torch.Tensor = bnb.dequantize_4bit(weight, state)
+    dtype: torch.dtype = base.compute_dtype or restored.dtype
+    return restored.to(dtype)
 
 
 def _forward_of(module: Any, weight: torch.Tensor) -> Any:
