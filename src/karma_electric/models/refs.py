@@ -14,9 +14,20 @@ import re
 import shutil
 import tempfile
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
-from karma_electric.core.artifact import artifact_id, hash_tree, is_whole, read_manifest, require_space, seal
+from karma_electric.core.artifact import (
+    artifact_id,
+    canonical_json,
+    hash_file,
+    hash_text,
+    is_whole,
+    list_files,
+    read_manifest,
+    require_space,
+    seal,
+)
 from karma_electric.core.errors import MissingError
 from karma_electric.core.extras import EMBEDDED_MODEL, require, version_of
 from karma_electric.models.loading import quiet_transformers, restore_digit_splitting
@@ -24,6 +35,13 @@ from karma_electric.models.loading import quiet_transformers, restore_digit_spli
 BUILTIN = "builtin:smollm2-135m"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _UNPACKED_BYTES = 270_000_000
+# What decides a model's output: its weights, configuration, tokenizer and templates. Reports, cards and what explains
+# the weights (merge.json, fidelity.json, karma/) lie beside them. `*` does not match a folder here.
+_COMPUTES = (
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"),
+    *("adapter_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("*.model", "*.tiktoken", "chat_template.*", "additional_chat_templates/*.jinja"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +51,7 @@ class ModelRef:
     Attributes:
         name: as it was asked for.
         path: folder with config, tokenizer and safetensors.
-        fingerprint: changes whenever the weights or the tokenizer do.
+        fingerprint: changes whenever weights, configuration, tokenizer or templates do, and with nothing else.
     """
 
     name: str
@@ -66,11 +84,20 @@ def resolve(name: str, revision: str | None = None) -> ModelRef:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """Id of a model folder: from its manifest when it is one of our artifacts, else a hash of its files."""
+    """Id of the model in a folder: a hash of the files that decide what it answers, and of no others.
+
+    The hashes are those of the manifest where the folder is one of our artifacts, else of the files as they are.
+    """
     if (folder / "manifest.json").is_file():
         manifest = read_manifest(folder)
-        return artifact_id(manifest.kind, {"files": manifest.files}, {})
-    return hash_tree(folder)
+        hashes = {name: digest for name, digest in manifest.files.items() if _computes(name)}
+        return artifact_id(manifest.kind, {"files": hashes}, {})
+    return hash_text(canonical_json({name: hash_file(folder / name) for name in list_files(folder) if _computes(name)}))
+
+
+def _computes(name: str) -> bool:
+    """Whether a file of a model folder (its relative POSIX path) has a part in what the model answers."""
+    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in _COMPUTES)
 
 
 def cache_root() -> Path:
