@@ -337,6 +337,23 @@ def test_a_saved_chat_is_measured_without_naming_anything(
     assert "saved at alpha" not in drift("chat.json", "--alpha", "0.5").err
 
 
+def test_a_saved_chat_tells_the_strength_of_every_answer(chat: Callable[..., str], drift: Run, here: Path) -> None:
+    chat("Who?", "/alpha 0.25", "Why?", "/compare", "/alpha 1", "/save chat.json")
+    saved = json.loads((here / "chat.json").read_text())
+    assert [message.get("alpha") for message in saved["messages"]] == [None, None, 0.5, None, 0.25]
+    assert saved["alpha"] == 1.0
+    ended = drift("chat.json", "--alpha", "0.5", "--json")
+    assert len(measured(ended)["conversations"][0]["turns"]) == 5
+    assert "the strength changed during chat.json: alpha 0.5 in turn 3; 0.25 in turn 5." in ended.err
+    assert "All of it is measured at 0.5." in ended.err
+
+
+def test_what_was_forgotten_is_not_in_the_strengths(chat: Callable[..., str], here: Path) -> None:
+    chat("Who?", "/reset", "/alpha 0.25", "Why?", "/save chat.json")
+    saved = json.loads((here / "chat.json").read_text())
+    assert [message.get("alpha") for message in saved["messages"]] == [None, None, 0.25]
+
+
 def test_a_session_replaces_only_what_it_saved_itself(chat: Callable[..., str], here: Path) -> None:
     chat("Who?", "/save mine.json")
     first = (here / "mine.json").read_text()

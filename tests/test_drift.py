@@ -578,6 +578,26 @@ def test_the_forms_of_a_transcript(tmp_path: Path, text: str, names: list[str]) 
 
 
 @pytest.mark.parametrize(
+    ("alpha", "alphas"), [("0.5", (None, 0.5)), ("0", (None, 0.0)), ('"soft"', ()), ("null", ()), ("true", ())]
+)
+def test_an_answer_may_say_its_strength(tmp_path: Path, alpha: str, alphas: tuple[float | None, ...]) -> None:
+    file = tmp_path / "t.json"
+    file.write_text(LIST.replace('"b"', f'"b", "alpha": {alpha}'))
+    (found,) = read_transcripts(str(file))
+    assert (found.messages, found.alphas) == ([user("a"), assistant("b")], alphas)
+    save_transcript(found, file)
+    (again,) = read_transcripts(str(file))
+    assert (again.messages, again.alphas) == (found.messages, alphas)
+
+
+def test_what_the_user_says_has_no_strength(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text(LIST.replace('"a"', '"a", "alpha": 0.5'))
+    with pytest.raises(DataError, match="turn 1 has the unknown key 'alpha'"):
+        read_transcripts(str(file))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "t.json is empty"),

@@ -36,6 +36,7 @@ class Session:
         open_gauge: makes what measures drift; None without a cap.
         gauge: the one that is in use while drift is told.
         history: the conversation so far, without the system prompt.
+        alphas: strength at which each turn of `history` was given; None for the user's, and without a cap.
         saved: files this session has written, which it may write again.
     """
 
@@ -49,6 +50,7 @@ class Session:
     open_gauge: OpenGauge | None = None
     gauge: Gauge | None = None
     history: Conversation = field(default_factory=list)
+    alphas: list[float | None] = field(default_factory=list)
     saved: set[Path] = field(default_factory=set)
 
     def switch_drift(self, *, on: bool) -> None:
@@ -113,6 +115,7 @@ def interactive(session: Session, *, compare: bool) -> None:
             conversation = session.conversation(session.history, line)
             answer = (print_comparison if compare else ask)(session, conversation)
             session.history += [user(line), assistant(answer or "(no answer)")]
+            session.alphas += [None, session.asked_alpha]
         except KarmaError as error:
             print(f"error: {error}", file=sys.stderr)
 
@@ -125,6 +128,7 @@ def _obey(session: Session, command: str, argument: str) -> None:
         print(_HELP)
     elif command == "/reset":
         session.history.clear()
+        session.alphas.clear()
         print("(forgotten)")
     elif command == "/alpha":
         session.alpha = _read_alpha(argument, session)
@@ -148,7 +152,7 @@ def _obey(session: Session, command: str, argument: str) -> None:
 
 
 def save(session: Session, name: str) -> None:
-    """Write the conversation so far. A file that this session has not written is never replaced.
+    """Write the conversation so far, with the strength of every answer. A file that this session has not written is never replaced.
 
     Raises:
         InputError: nothing was said yet, no name, a file that is there, or one that cannot be written.
@@ -164,9 +168,12 @@ def save(session: Session, name: str) -> None:
     if file.exists() and file not in session.saved:
         raise InputError(f"{name} is there already, and not from this chat.", "Give another name.")
     conversation = session.conversation(session.history)
-    strength = session.alpha if session.has_cap else None
+    opening: list[float | None] = [None] * (len(conversation) - len(session.history))
+    transcript = Transcript(
+        name, conversation, session.model, session.cap, session.asked_alpha, (*opening, *session.alphas)
+    )
     try:
-        save_transcript(Transcript(name, conversation, session.model, session.cap, strength), file)
+        save_transcript(transcript, file)
     except OSError as error:
         raise InputError(f"{name} cannot be written ({error.strerror}).", "Give another place.") from None
     session.saved.add(file)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from karma_electric.steer.drift_reference import Alarm
     from karma_electric.steer.spec import CapSpec
 
+_MOST_NOTES = 5  # about single conversations
+
 
 @dataclass(frozen=True)
 class AskedAlarm:
@@ -192,13 +194,8 @@ def measure(name: str, cap_file: Path, transcripts: list[Transcript], *, alpha: 
     tokenizer = load_tokenizer(ref.path)
     model = load_model(ref.path)
     loaded, _ = open_cap(cap_file, model, tokenizer, ref.fingerprint, warn=not compiled)
-    saved = sorted({t.alpha for t in transcripts if t.alpha} - {alpha})
-    if saved and not compiled:
-        print(
-            f"note: the transcript was saved at alpha {saved[-1]:g} and is measured at {alpha:g} "
-            f"(--alpha {saved[-1]:g} measures with that cap acting).",
-            file=sys.stderr,
-        )
+    if not compiled:
+        _say_strengths(transcripts, alpha)
     conversations = {transcript.name: transcript.messages for transcript in transcripts}
     rendered = render_all(tokenizer, conversations, context_length(model))
     reference = reference_for(model, tokenizer, loaded, cap_file, ref.fingerprint, progress=progress)
@@ -228,6 +225,32 @@ def measure(name: str, cap_file: Path, transcripts: list[Transcript], *, alpha: 
     return Measured(
         ref.path, cap_file, loaded.spec, alpha, compiled, reference.scales, alarm, reference.ordinary, drifts
     )
+
+
+def _say_strengths(transcripts: list[Transcript], alpha: float) -> None:
+    """Say on stderr at which strengths the answers were given, where they are measured at another."""
+    import sys
+
+    steady = {next(iter(t.answered_at)) for t in transcripts if len(t.answered_at) == 1}
+    if others := sorted(strength for strength in steady - {alpha} if strength):
+        print(
+            f"note: the transcript was saved at alpha {others[-1]:g} and is measured at {alpha:g} "
+            f"(--alpha {others[-1]:g} measures with that cap acting).",
+            file=sys.stderr,
+        )
+    changing = [transcript for transcript in transcripts if len(transcript.answered_at) > 1]
+    for transcript in changing[:_MOST_NOTES]:
+        each = "; ".join(f"{alpha:g} in {_turns(turns)}" for alpha, turns in transcript.answered_at.items())
+        print(
+            f"note: the strength changed during {transcript.name}: alpha {each}. All of it is measured at {alpha:g}.",
+            file=sys.stderr,
+        )
+    if len(changing) > _MOST_NOTES:
+        print(f"note: it changed during {len(changing) - _MOST_NOTES} more conversations.", file=sys.stderr)
+
+
+def _turns(numbers: list[int]) -> str:
+    return f"turn{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def as_json(found: Measured, *, tokens: bool) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class Transcript:
         model: name of the model that answered.
         cap: its cap.json.
         alpha: strength of the cap at the end of the conversation.
+        alphas: strength at which each turn was given, one per message, None where that is not said (of what the user
+            says it never is); empty when it is not said of any.
     """
 
     name: str
@@ -34,13 +36,29 @@ class Transcript:
     model: str | None = None
     cap: str | None = None
     alpha: float | None = None
+    alphas: tuple[float | None, ...] = ()
+
+    @property
+    def answered_at(self) -> dict[float, list[int]]:
+        """Strength -> numbers of the turns that were given at it, from 1, in order of appearance.
+
+        Of answers that do not say it, the strength at the end of the conversation.
+        """
+        said = self.alphas or (None,) * len(self.messages)
+        found: dict[float, list[int]] = {}
+        for number, (message, alpha) in enumerate(zip(self.messages, said, strict=True), 1):
+            strength = self.alpha if alpha is None else alpha
+            if message.role == "assistant" and strength is not None:
+                found.setdefault(strength, []).append(number)
+        return found
 
 
 def read_transcripts(path: str) -> list[Transcript]:
     """Read every conversation of a file, or of standard input ("-").
 
     A file is one JSON value or JSON Lines. A value is a conversation (`{"messages": [...]}` or a list of turns), or a
-    list of conversations; keys beside `messages` that are not ours are left alone.
+    list of conversations; keys beside `messages` that are not ours are left alone. An assistant turn may have `alpha`
+    beside role and content.
 
     Raises:
         MissingError: no such file.
@@ -56,14 +74,19 @@ def read_transcripts(path: str) -> list[Transcript]:
 
 
 def save_transcript(transcript: Transcript, path: Path) -> None:
-    """Write one conversation as JSON, atomically."""
+    """Write one conversation as JSON, atomically; `alpha` stands in each answer whose strength is known."""
+    alphas = transcript.alphas or (None,) * len(transcript.messages)
+    turns: list[dict[str, Any]] = [
+        turn if alpha is None else {**turn, "alpha": alpha}
+        for turn, alpha in zip(as_dicts(transcript.messages), alphas, strict=True)
+    ]
     write_json(
         path,
         {
             "model": transcript.model,
             "cap": transcript.cap,
             "alpha": transcript.alpha,
-            "messages": as_dicts(transcript.messages),
+            "messages": turns,
         },
     )
 
@@ -108,11 +131,24 @@ def _transcript(value: Any, where: str) -> Transcript:
     held = value if isinstance(value, dict) else {"messages": value}
     if not isinstance(held.get("messages"), list) or not held["messages"]:
         raise DataError(f"{where} holds no conversation.", _EXPECTED)
-    model, cap, alpha = held.get("model"), held.get("cap"), held.get("alpha")
+    model, cap = held.get("model"), held.get("cap")
+    turns, alphas = zip(*map(_apart, held["messages"]), strict=True)
     return Transcript(
         where,
-        parse_conversation(held["messages"], where),
+        parse_conversation(list(turns), where),
         model if isinstance(model, str) else None,
         cap if isinstance(cap, str) else None,
-        float(alpha) if isinstance(alpha, int | float) and not isinstance(alpha, bool) else None,
+        _number(held.get("alpha")),
+        alphas if any(alpha is not None for alpha in alphas) else (),
     )
+
+
+def _apart(turn: Any) -> tuple[Any, float | None]:
+    """A turn without the strength it was given at, and that strength."""
+    if not isinstance(turn, dict) or turn.get("role") != "assistant" or "alpha" not in turn:
+        return turn, None
+    return {key: value for key, value in turn.items() if key != "alpha"}, _number(turn["alpha"])
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
