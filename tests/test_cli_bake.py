@@ -74,6 +74,11 @@ def test_several_strengths_come_from_one_calibration(
     assert again.code == 0
     assert "fitting" not in again.err
     assert "KL ratio" in again.out
+    assert [path.name for path in sorted(tmp_path.rglob("*")) if path.parent in (tmp_path, out)] == [
+        "baked",
+        "alpha-0.3",
+        "alpha-1",
+    ]
 
 
 def test_all_strengths_share_one_fit_and_each_is_what_it_would_be_alone(

@@ -58,6 +58,7 @@ def test_a_merge_is_an_artifact_that_loads(merge: Run, base: Path, adapter: Path
     again = merge(base, adapter, out, "--dtype", "float32", "--max-shard-size", "0.1MB")
     assert again.code == 0
     assert "already there, skipped" in again.err
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_the_check_takes_prompts_or_conversations(merge: Run, base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 from karma_electric.core.artifact import MANIFEST, damage, disk_full, is_whole, read_manifest
 from karma_electric.core.errors import ArtifactError, BusyError, GateError, InputError, MissingError, SpaceError
 from karma_electric.core.progress import Progress, Silent
-from karma_electric.pipeline import Stage, difference, run_stages
+from karma_electric.pipeline import Stage, difference, make_artifacts, run_stages
 
 TESTS = Path(__file__).resolve().parent
 SOURCE = TESTS.parent / "src"
@@ -102,7 +103,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def whole(run: Path, names: tuple[str, ...] = Chain.names) -> bool:
     """Whether every stage is in place, undamaged, and no half-written or replaced file is left over."""
-    left_over = [p for p in run.rglob("*") if p.name.startswith(".karma-replaced") or p.name.endswith(".tmp")]
+    left_over = [p for p in run.rglob("*") if p.name.endswith((".replaced", ".tmp"))]
     return not left_over and all((run / name / MANIFEST).exists() and not damage(run / name) for name in names)
 
 
@@ -705,3 +706,123 @@ def test_killed_at_any_operation_a_run_is_finished_by_the_next(tmp_path: Path, r
         assert not set(attempt["finished"]) & set(attempt["executed_after"]), attempt
         again = set(attempt["executed_before"]) & set(attempt["executed_after"])
         assert len(again) <= 1, attempt  # the stage that was at work, and no other
+
+
+# --- one artifact in a folder that is the user's own
+
+
+def artifact(
+    name: str = "out", *, execute: Callable[[Path, Progress], None] | None = None, text: str = "", **more: bool
+) -> Stage:
+    def write(folder: Path, progress: Progress) -> None:
+        (folder / "out.txt").write_text(text)
+
+    return Stage(name, "thing", {"text": text}, {}, execute or write, **more)
+
+
+def make(folder: Path, *stages: Stage, **options: bool) -> dict[str, str]:
+    return dict(make_artifacts(folder, stages, progress=Silent(), **options))  # type: ignore[arg-type]
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_nothing_stays_beside_an_artifact(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    assert make(tmp_path, artifact()) == {"out": "made"}
+    assert names_in(tmp_path) == ["mine", "out"]
+    assert make(tmp_path, artifact()) == {"out": "skipped"}
+    assert make(tmp_path, artifact(text="other"), force=True) == {"out": "made"}
+    assert (tmp_path / "out" / "out.txt").read_text() == "other"
+    assert names_in(tmp_path) == ["mine", "out"]
+
+
+def test_a_refusal_leaves_nothing(tmp_path: Path) -> None:
+    make(tmp_path, artifact())
+    with pytest.raises(ArtifactError, match="made from something else"):
+        make(tmp_path, artifact(text="other"))
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_an_attempt_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:
+    def refuse(folder: Path, progress: Progress) -> None:
+        raise InputError("No.")
+
+    with pytest.raises(InputError):
+        make(tmp_path / "new" / "deep", artifact(execute=refuse, resumable=True))
+    assert names_in(tmp_path) == []
+
+
+def test_what_an_attempt_has_written_is_kept_for_the_next(tmp_path: Path) -> None:
+    def half(folder: Path, progress: Progress) -> None:
+        (folder / "half").touch()
+        raise GateError("No.")
+
+    with pytest.raises(GateError):
+        make(tmp_path, artifact(execute=half, resumable=True))
+    assert names_in(tmp_path / ".partial") == ["out", "out.json"]
+    assert make(tmp_path, artifact(resumable=True)) == {"out": "made"}
+    assert names_in(tmp_path) == ["out"]
+    assert names_in(tmp_path / "out") == ["half", MANIFEST, "out.txt"]
+
+
+def held_artifact(folder: str) -> None:
+    """In a process of its own: an artifact `out` that says so on stdout and is never done."""
+
+    def hang(out: Path, progress: Progress) -> None:
+        (out / ".half.1.tmp").write_text("half")
+        print("in out", flush=True)
+        signal.pause()
+
+    make(Path(folder), artifact(execute=hang))
+
+
+def test_two_processes_make_two_artifacts_side_by_side_and_not_the_same_twice(chain: Chain) -> None:
+    code = f"import test_pipeline; test_pipeline.held_artifact({str(chain.run)!r})"
+    with another_process(code) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "in out\n"
+        assert make(chain.run, artifact("other")) == {"other": "made"}
+        with pytest.raises(BusyError, match="Another karma process is making .*run/out"):
+            make(chain.run, artifact())
+        with pytest.raises(BusyError, match="run/out"):
+            make(chain.run, artifact("third"), artifact())
+        assert names_in(chain.run) == [".partial", "other"]
+        assert names_in(chain.run / ".partial") == ["out", "out.json", "out.lock"]
+        assert names_in(chain.run / ".partial" / "out") == [".half.1.tmp"]
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    assert make(chain.run, artifact()) == {"out": "made"}
+    assert names_in(chain.run) == ["other", "out"]
+
+
+def test_a_run_and_a_verb_do_not_make_the_same_stage_at_once(chain: Chain) -> None:
+    code = f"import test_pipeline; test_pipeline.held_run({str(chain.run.parent)!r})"
+    with another_process(code) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "in b\n"
+        with pytest.raises(BusyError, match="Another karma process is making .*run/b"):
+            make(chain.run, artifact("b"))
+        assert make(chain.run, artifact("capped-2")) == {"capped-2": "made"}
+
+
+def race(folder: str) -> None:
+    """In a process of its own: makes the same artifact again and again, and notes when it was alone with it."""
+    for _ in range(60):
+
+        def alone(out: Path, progress: Progress) -> None:
+            os.close(os.open(Path(folder) / "inside", os.O_CREAT | os.O_EXCL))  # fails if another is inside
+            (Path(folder) / "inside").unlink()
+
+        with contextlib.suppress(BusyError):
+            make(Path(folder) / "place", artifact(execute=alone, text=str(os.getpid())), force=True)
+
+
+def test_a_lock_that_is_removed_still_locks(tmp_path: Path) -> None:
+    """Each process removes the lock's file and the folders around it when it is done; no two ever work at once."""
+    code = f"import test_pipeline; test_pipeline.race({str(tmp_path)!r})"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE), str(TESTS)])}
+    racing = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
+    assert [process.wait() for process in racing] == [0, 0, 0]
+    assert names_in(tmp_path / "place") == ["out"]

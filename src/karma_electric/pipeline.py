@@ -1,12 +1,14 @@
 """Runs stages: what is whole and the same is skipped, what differs is refused, what was cut off is continued.
 
 A stage works in `RUN/.partial/NAME`. When it is done its manifest is written and the folder is renamed into place,
-so that `RUN/NAME` is whole whenever it exists. This module knows nothing about what stages do.
+so that `RUN/NAME` is whole whenever it exists. Each place is locked by itself while something is made there, and
+`.partial` goes when it is empty. This module knows nothing about what stages do.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import shutil
 import time
@@ -35,7 +37,7 @@ from karma_electric.core.errors import ArtifactError, BusyError, InputError, Mis
 from karma_electric.core.progress import Progress
 
 _PARTIAL = ".partial"
-_REPLACED = ".karma-replaced"
+_ATTEMPTS = 10
 
 State = Literal["done", "todo", "differs", "damaged", "foreign"]
 
@@ -142,26 +144,77 @@ def run_stages(
     if dry_run:
         return [(stage.name, _plan(state_of(run, stage), stage.name in redo, force)) for stage in chosen]
     run.mkdir(parents=True, exist_ok=True)
-    with _locked(run):
-        _recover(run, stages)
-        for stage in chosen:
-            _refuse_other(run, stage, force)
-        todo = [stage for stage in chosen if state_of(run, stage, hashes=force) != "done" or stage.name in redo]
-        require_space(run, sum(stage.space_bytes for stage in todo))
-        if before is not None and todo:
-            before()
-        done = []
-        for number, stage in enumerate(chosen, 1):
-            if stage not in todo and state_of(run, stage) == "done":  # what it was made from may be new by now
-                progress.say(f"[{number}/{len(chosen)}] {stage.name}: already there, skipped")
-                done.append((stage.name, "skipped"))
-                continue
-            progress.say(f"[{number}/{len(chosen)}] {stage.name}")
-            started = time.monotonic()
-            _make(run, stage, progress)
-            progress.say(f"[{number}/{len(chosen)}] {stage.name}: done in {time.monotonic() - started:.0f} s")
-            done.append((stage.name, "made"))
-        return done
+    with _locked(run / ".lock", f"Another karma run is working in {run}."), _places(run, chosen):
+        for torn in run.glob(".recipe.toml.*.tmp"):
+            torn.unlink()
+        return _bring_up_to_date(run, chosen, redo=redo, force=force, before=before, progress=progress)
+
+
+def make_artifacts(
+    folder: Path,
+    stages: Sequence[Stage],
+    *,
+    force: bool = False,
+    before: Callable[[], None] | None = None,
+    progress: Progress,
+) -> list[tuple[str, str]]:
+    """Make artifacts in a folder that is the user's own, as `karma bake MODEL CAP OUT` does in the folder OUT is in.
+
+    Like `run_stages`, but only the places of these artifacts are locked, others may be made beside them at the same
+    time, and nothing but the artifacts stays in `folder`; of an attempt that was cut off, what it had written.
+
+    Args:
+        folder: made if it is not there, and removed again if nothing came of it.
+        stages: the artifacts.
+        force: replace what differs or is damaged.
+        before: called once nothing is refused, before the first is made; not if all are there.
+        progress: told which one is made.
+
+    Returns:
+        (name, "skipped" | "made") for each.
+
+    Raises:
+        BusyError: another process makes one of them.
+        ArtifactError: something else is there and `force` is off; says what differs.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]  # the innermost first
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _places(folder, stages):
+            return _bring_up_to_date(folder, stages, redo=set(), force=force, before=before, progress=progress)
+    finally:
+        for place in missing:
+            _remove_if_empty(place)
+
+
+def _bring_up_to_date(
+    run: Path,
+    chosen: Sequence[Stage],
+    *,
+    redo: set[str],
+    force: bool,
+    before: Callable[[], None] | None,
+    progress: Progress,
+) -> list[tuple[str, str]]:
+    _recover(run, chosen)
+    for stage in chosen:
+        _refuse_other(run, stage, force)
+    todo = [stage for stage in chosen if state_of(run, stage, hashes=force) != "done" or stage.name in redo]
+    require_space(run, sum(stage.space_bytes for stage in todo))
+    if before is not None and todo:
+        before()
+    done = []
+    for number, stage in enumerate(chosen, 1):
+        if stage not in todo and state_of(run, stage) == "done":  # what it was made from may be new by now
+            progress.say(f"[{number}/{len(chosen)}] {stage.name}: already there, skipped")
+            done.append((stage.name, "skipped"))
+            continue
+        progress.say(f"[{number}/{len(chosen)}] {stage.name}")
+        started = time.monotonic()
+        _make(run, stage, progress)
+        progress.say(f"[{number}/{len(chosen)}] {stage.name}: done in {time.monotonic() - started:.0f} s")
+        done.append((stage.name, "made"))
+    return done
 
 
 def _between(stages: Sequence[Stage], first: str | None, last: str | None) -> list[Stage]:
@@ -246,7 +299,7 @@ def _short(value: object) -> str:
 
 def _make(run: Path, stage: Stage, progress: Progress) -> None:
     partial = _partial(run, stage)
-    mark = partial.with_name(f"{partial.name}.json")  # the id of what is being made in `partial`, and how far it is
+    mark = _beside(partial, "json")  # the id of what is being made in `partial`, and how far it is
     found = _read_mark(mark) if partial.is_dir() else {}
     executed = found == {"id": stage.id, "executed": True}
     if not (executed or (stage.resumable and found.get("id") == stage.id)):
@@ -282,46 +335,88 @@ def _read_mark(mark: Path) -> dict[str, Any]:
 
 
 def _put_in_place(run: Path, stage: Stage, partial: Path) -> None:
-    final = run / stage.name
+    final, replaced = run / stage.name, _beside(partial, "replaced")
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
-        replaced = run / _REPLACED
         shutil.rmtree(replaced, ignore_errors=True)
         final.replace(replaced)
     partial.replace(final)
     sync_folder(final.parent)
-    shutil.rmtree(run / _REPLACED, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _recover(run: Path, stages: Sequence[Stage]) -> None:
-    """Finish what a kill between sealing and renaming left, and remove atomic writes that were cut off."""
-    # the folder may be the user's own (`karma bake ... OUT` works beside OUT): only what was written here may go
-    for torn in (*run.glob(".recipe.toml.*.tmp"), *(run / _PARTIAL).rglob(".*.tmp")):
-        torn.unlink()
+    """Finish what a kill between sealing and renaming left, and remove atomic writes that were cut off.
+
+    Only at the places of these stages: others may be in use by another process.
+    """
     for stage in stages:
         partial = _partial(run, stage)
+        for torn in (*partial.parent.glob(f".{glob.escape(partial.name)}.json.*.tmp"), *partial.rglob(".*.tmp")):
+            torn.unlink()
         if (partial / MANIFEST).is_file() and is_whole(partial) and read_manifest(partial).id == stage.id:
             _put_in_place(run, stage, partial)
-            partial.with_name(f"{partial.name}.json").unlink(missing_ok=True)
-    shutil.rmtree(run / _REPLACED, ignore_errors=True)
+            _beside(partial, "json").unlink(missing_ok=True)
+        shutil.rmtree(_beside(partial, "replaced"), ignore_errors=True)
 
 
 def _partial(run: Path, stage: Stage) -> Path:
     return run / _PARTIAL / stage.name.replace("/", ".")
 
 
+def _beside(partial: Path, suffix: str) -> Path:
+    """What belongs to a stage's place and lies beside it: `json`, `lock`, `replaced`."""
+    return partial.with_name(f"{partial.name}.{suffix}")
+
+
 @contextlib.contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Hold the run for this process; the system lets go of the lock however the process ends."""
+def _places(run: Path, stages: Sequence[Stage]) -> Iterator[None]:
+    """Hold the places of stages for this process. In the end those that are empty are removed, and their locks."""
+    with contextlib.ExitStack() as held:
+        held.callback(_remove_if_empty, run / _PARTIAL)
+        for stage in stages:
+            partial = _partial(run, stage)
+            lock = _beside(partial, "lock")
+            held.enter_context(_locked(lock, f"Another karma process is making {run / stage.name}."))
+            # While it is held: whoever opened the same file meanwhile sees that it is gone, and does not take it.
+            held.callback(_unlink, lock)
+            held.callback(_forget_if_empty, partial)
+        yield
+
+
+def _forget_if_empty(partial: Path) -> None:
+    """Remove the place of a stage that has written nothing there, so that there is nothing to continue."""
+    _remove_if_empty(partial)
+    if not partial.exists():
+        _beside(partial, "json").unlink(missing_ok=True)
+
+
+def _unlink(lock: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows keeps a file that is open
+        lock.unlink()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file for this process; the system lets go of it however the process ends."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(run / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BusyError(
-            f"Another karma run is working in {run}.", "Wait for it to end, or use another folder (--run-dir, or OUT)."
-        ) from None
+    lock = FileLock(path, timeout=0)
+    for attempt in range(_ATTEMPTS):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+            break
+        except FileNotFoundError:  # a process beside this one has just removed the empty folder
+            if attempt == _ATTEMPTS - 1:
+                raise
+        except Timeout:
+            raise BusyError(busy, "Wait for it to end, or use another folder (--run-dir, or OUT).") from None
     try:
         yield
     finally:

@@ -127,7 +127,7 @@ def plan(
     from karma_electric.core.recipe import BakeSection
     from karma_electric.core.resources import find
     from karma_electric.models.refs import resolve
-    from karma_electric.pipeline import Stage, run_stages
+    from karma_electric.pipeline import Stage, make_artifacts
     from karma_electric.steer.bake import Fitted, fit, require_faithful
     from karma_electric.steer.bake import bake as bake_one
     from karma_electric.steer.caps import at_strength
@@ -196,7 +196,7 @@ def plan(
         config_ = {**section.model_dump(mode="json"), "alpha": strengths[0] if len(strengths) == 1 else strengths}
         stages.append(Stage(name, "capped", config_, inputs, execute, resumable=True, space_bytes=int(1.2 * size)))
     root = out.parent if len(alphas) == 1 else out
-    run_stages(root, stages, force=force, progress=progress)
+    make_artifacts(root, stages, force=force, progress=progress)
     return [root / stage.name for stage in stages]
 
 

@@ -102,7 +102,7 @@ def _make(
     from karma_electric.core.errors import InputError
     from karma_electric.core.resources import find
     from karma_electric.models.refs import resolve
-    from karma_electric.pipeline import Stage, run_stages
+    from karma_electric.pipeline import Stage, make_artifacts
     from karma_electric.train.adapter_file import adapter_fingerprint
 
     ref = resolve(base)
@@ -132,7 +132,7 @@ def _make(
     weights = sum(file.stat().st_size for file in ref.path.glob("*.safetensors"))
     widest = 2 if section.dtype == "float32" else 1  # against 16-bit files; what is really needed is checked again
     stage = Stage(out.name, "merged", config, inputs, execute, resumable=True, space_bytes=widest * weights)
-    run_stages(out.resolve().parent, [stage], force=force, progress=progress)
+    make_artifacts(out.resolve().parent, [stage], force=force, progress=progress)
 
 
 def _conversations(path: Path) -> list[Conversation]:

@@ -164,7 +164,7 @@ def run(model: str, plan: Plan, *, force: bool, progress: Progress) -> CapSpec:
     from karma_electric.core.errors import InputError
     from karma_electric.core.resources import find
     from karma_electric.models.blocks import layer_range
-    from karma_electric.pipeline import Stage, run_stages
+    from karma_electric.pipeline import Stage, make_artifacts
     from karma_electric.steer.axis import load_axis
     from karma_electric.steer.calibrate import persona_thresholds
     from karma_electric.steer.contrast import load_prompts, require_disjoint
@@ -237,7 +237,7 @@ def run(model: str, plan: Plan, *, force: bool, progress: Progress) -> CapSpec:
         "load_in": plan.load_in,
     }
     stage = Stage(plan.out.name, "axis", config, inputs, execute, resumable=True)
-    run_stages(plan.out.parent, [stage], force=force, progress=progress)
+    make_artifacts(plan.out.parent, [stage], force=force, progress=progress)
     return load_spec(plan.out / CAP_FILE)
 
 

@@ -200,14 +200,14 @@ def _publish_folder(
     """Copy what was made into an artifact folder: skipped when it is the same, refused when something else is there."""
     import shutil
 
-    from karma_electric.pipeline import Stage, run_stages
+    from karma_electric.pipeline import Stage, make_artifacts
 
     def execute(folder: Path, progress: Progress) -> None:
         shutil.copytree(made, folder, dirs_exist_ok=True)
 
     place = out.resolve()
     kind = "axis" if target.name == "karma" else f"axis-{target.name}"
-    run_stages(place.parent, [Stage(place.name, kind, config, inputs, execute)], force=force, progress=progress)
+    make_artifacts(place.parent, [Stage(place.name, kind, config, inputs, execute)], force=force, progress=progress)
 
 
 def _publish_file(made: Path, out: Path, *, force: bool) -> None:

@@ -273,7 +273,7 @@ def _run(job: Job, out: Path, followers: _Followers, *, force: bool) -> Axis:
     """As a stage: skipped when it is there, continued after a kill."""
     from karma_electric.core.artifact import read_json
     from karma_electric.core.progress import Console
-    from karma_electric.pipeline import Stage, run_stages
+    from karma_electric.pipeline import Stage, make_artifacts
     from karma_electric.steer.axis import load_axis
     from karma_electric.steer.spec import AXIS_FILE
 
@@ -300,7 +300,7 @@ def _run(job: Job, out: Path, followers: _Followers, *, force: bool) -> Axis:
     per_prompt = 16 * int(shape.get("num_hidden_layers") or 0) * int(shape.get("hidden_size") or 0)  # 2 sites, 2 sides
     space = per_prompt * len(job.contrast.prompts) + 10_000_000
     stage = Stage(out.name, "axis", config, job.inputs, execute, resumable=True, space_bytes=space)
-    run_stages(out.parent, [stage], force=force, progress=Console())
+    make_artifacts(out.parent, [stage], force=force, progress=Console())
     return load_axis(out / AXIS_FILE)
 
 
