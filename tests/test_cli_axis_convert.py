@@ -50,8 +50,10 @@ def test_the_originals_files_become_a_cap_for_the_named_model(
 ) -> None:
     out = source.parent / "ours"
     words = ("--from", "original", "--thresholds", source.parent / "axis_stats.json", "--model", tiny_path)
+    before = set(source.parent.iterdir())
     ended = convert(source, out, "--to", "karma", *words)
     assert ended.code == 0, ended.err
+    assert set(source.parent.iterdir()) - before == {out}
     cap, axis = load_cap(out)
     assert (cap.spec.site, cap.spec.thresholds, cap.spec.alpha) == ("block", CAPS, 0.5)
     assert cap.spec.method["from"] == "original"
@@ -149,6 +151,20 @@ def test_the_same_again_changes_nothing_and_something_else_needs_force(convert: 
         assert file.read_bytes() == before[1]
         assert convert(*words, "--layers", "2-3", "--force").code == 0
         assert file.read_bytes() != before[1]
+
+
+def test_a_cap_at_the_mlp_site_has_nothing_to_be_converted_to_in_a_folder_of_ours(convert: Run, tmp_path: Path) -> None:
+    source, out = tmp_path / "axis", tmp_path / "out"
+    source.mkdir()
+    save_axis(tiny.random_axis(), source / "axis.safetensors")
+    save_spec(CapSpec("axis.safetensors", "mlp", (2,), {2: 0.0}, 0.5), source / "cap.json")
+    refused = convert(source, out, "--to", "karma")
+    refused.refused(2, "is one of our folders already", "for the site 'mlp'", "cp -r", "--site block")
+    assert "every other format caps" not in refused.err
+    assert [path.name for path in tmp_path.iterdir()] == ["axis"]
+    ended = convert(source, out, "--to", "karma", "--site", "block")
+    assert ended.code == 0, ended.err
+    assert not (out / "cap.json").exists()
 
 
 def test_a_cap_at_the_mlp_site_goes_out_as_directions_only_when_asked(convert: Run, tmp_path: Path) -> None:

@@ -784,7 +784,7 @@ def test_two_processes_make_two_artifacts_side_by_side_and_not_the_same_twice(ch
         assert first.stdout is not None
         assert first.stdout.readline() == "in out\n"
         assert make(chain.run, artifact("other")) == {"other": "made"}
-        with pytest.raises(BusyError, match="Another karma process is making .*run/out"):
+        with pytest.raises(BusyError, match=r"Another karma process is making .*run/out"):
             make(chain.run, artifact())
         with pytest.raises(BusyError, match="run/out"):
             make(chain.run, artifact("third"), artifact())
@@ -802,7 +802,7 @@ def test_a_run_and_a_verb_do_not_make_the_same_stage_at_once(chain: Chain) -> No
     with another_process(code) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "in b\n"
-        with pytest.raises(BusyError, match="Another karma process is making .*run/b"):
+        with pytest.raises(BusyError, match=r"Another karma process is making .*run/b"):
             make(chain.run, artifact("b"))
         assert make(chain.run, artifact("capped-2")) == {"capped-2": "made"}
 

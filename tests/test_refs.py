@@ -14,7 +14,12 @@ from karma_electric.models.refs import folder_fingerprint, resolve
 NOTES = ("merge.json", "fidelity.json", "README.md", "LICENSE", "karma/cap_neurons.safetensors", "original/params.json")
 COMPUTES = (
     *("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("chat_template.jinja", "additional_chat_templates/tools.jinja", "model.safetensors.index.json", "tokenizer.model"),
+    *(
+        "chat_template.jinja",
+        "additional_chat_templates/tools.jinja",
+        "model.safetensors.index.json",
+        "tokenizer.model",
+    ),
     *("special_tokens_map.json", "vocab.json", "merges.txt", "model-00001-of-00002.safetensors"),
 )
 

@@ -152,7 +152,9 @@ def _obey(session: Session, command: str, argument: str) -> None:
 
 
 def save(session: Session, name: str) -> None:
-    """Write the conversation so far, with the strength of every answer. A file that this session has not written is never replaced.
+    """Write the conversation so far, with the strength of every answer.
+
+    A file that this session has not written is never replaced.
 
     Raises:
         InputError: nothing was said yet, no name, a file that is there, or one that cannot be written.

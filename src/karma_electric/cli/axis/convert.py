@@ -118,6 +118,8 @@ def run(
         if source_format is None
         else (registry.named(source_format), "given with --from")
     )
+    if kind.name == target.name == "karma" and options.site is None:
+        _require_block_site(source)
     steering = registry.read(kind, source, options)
     if model is not None:
         steering = _for_model(steering, model)
@@ -137,6 +139,26 @@ def run(
             _publish_file(Path(made) / name, out, force=force)
         files = sorted(file.name for file in Path(made).iterdir())
     return _report(source, out, kind, why, target, steering, lost, files)
+
+
+def _require_block_site(folder: Path) -> None:
+    """Refuse to take a cap at the `mlp` site from one of our folders to another: there is nothing to convert.
+
+    Raises:
+        InputError: the folder has such a cap.
+    """
+    from karma_electric.core.errors import InputError
+    from karma_electric.steer.formats.steering import SITE
+    from karma_electric.steer.spec import CAP_FILE, load_spec
+
+    if not (folder / CAP_FILE).is_file() or (site := load_spec(folder / CAP_FILE).site) == SITE:
+        return
+    raise InputError(
+        f"{folder} is one of our folders already, with a cap for the site {site!r}; a conversion carries the site "
+        f"{SITE!r} alone, the only one that other formats have.",
+        f"Copy the folder to have the cap as it is (cp -r {folder} OUT), or take its directions alone with "
+        f"--site {SITE}.",
+    )
 
 
 def _for_model(steering: Steering, model: str) -> Steering:
@@ -321,7 +343,7 @@ def _site(text: str | None) -> Any:
     from karma_electric.steer.formats.steering import SITE
 
     if text not in (None, SITE):
-        raise InputError(f"--site is {text!r}: every other format caps the residual stream after the block.",
+        raise InputError(f"--site is {text!r}: a conversion carries the residual stream after the block alone.",
                          f"Give --site {SITE}, or leave it out.")  # fmt: skip
     return text
 
