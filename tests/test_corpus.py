@@ -144,7 +144,7 @@ def test_blank_lines_are_skipped_and_still_counted(tmp_path: Path) -> None:
         (GOOD | {"messages": "Hello?"}, "'messages' is of type str"),
         (GOOD | {"messages": ["Hello?"]}, "turn 1 is of type str"),
         (GOOD | {"messages": [{"role": "user", "content": "a", "name": "b"}]}, "unknown key 'name'"),
-        (GOOD | {"messages": [{"role": "user", "content": None}]}, "turn 1 (user) is empty"),
+        (GOOD | {"messages": [{"role": "user", "content": None}]}, "turn 1 (user): 'content' is null"),
         (GOOD | {"score": 1}, "unknown key 'score'"),
         ({k: v for k, v in GOOD.items() if k != "license"}, "'license' is missing"),
         (GOOD | {"source": " "}, "'source' is ' ', expected text"),

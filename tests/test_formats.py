@@ -340,6 +340,19 @@ def test_an_edited_question_is_written_whole_as_the_instruction() -> None:
     assert FORMATS["alpaca"].write(edited) == {"instruction": "Say good day", "input": "", "output": "Good day"}
 
 
+def test_content_in_parts_comes_out_in_parts() -> None:
+    """OpenAI's other form of a message: a list of typed parts."""
+    said = [{"type": "text", "text": "Who?"}]
+    record = {"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": said}]}
+    format = FORMATS["messages"]
+    candidate = format.read(record, "x")
+    assert (candidate.system, candidate.messages) == ("a", [user("Who?")])
+    assert format.write(candidate) == record
+    record["messages"][1]["content"] = [*said, *said]
+    with pytest.raises(DataError, match=r"turn 2 \(user\): 'content' has 2 parts of text"):
+        format.read(record, "x")
+
+
 def test_turns_that_were_added_get_the_usual_names() -> None:
     record = {"conversations": [{"from": "user", "value": "u", "weight": 1}, {"from": "bing", "value": "a"}]}
     candidate = FORMATS["sharegpt"].read(record, "x")
@@ -409,7 +422,7 @@ BAD = [
     ("messages", {"messages": [{"role": "human", "content": "x"}]}, "'human'"),
     ("messages", {"messages": [{"role": "user"}]}, "'content' is missing"),
     ("messages", {"messages": [{"role": "user", "content": None}]}, "of type NoneType"),
-    ("messages", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "of type list"),
+    ("messages", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "has the keys type, expected type and text"),
     ("messages", {"messages": [{"role": "user", "content": " \n"}]}, "turn 1 (user) is empty"),
     ("messages", {"messages": [{"role": "assistant", "content": "x"}]}, "assistant turn after nothing"),
     ("messages", {"messages": [{"role": "user", "content": "x"}] * 2}, "user turn after user"),

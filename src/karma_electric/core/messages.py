@@ -51,7 +51,8 @@ def parse_conversation(items: object, where: str) -> Conversation:
     """Read a list of `{"role", "content"}` and check its shape.
 
     A conversation is an optional system message followed by user and assistant turns that alternate,
-    starting with the user. `where` names the place in error messages ("corpus/crisis.jsonl line 4").
+    starting with the user. `where` names the place in error messages ("corpus/crisis.jsonl line 4"). Content is text,
+    or what `text_of` takes for text.
 
     Raises:
         DataError: naming the turn that is wrong.
@@ -65,10 +66,13 @@ def parse_conversation(items: object, where: str) -> Conversation:
         unknown = set(item) - {"role", "content"}
         if unknown:
             raise DataError(f"{where}: turn {number} has the unknown key {min(unknown)!r}, expected role and content.")
-        role, content = item.get("role"), item.get("content")
+        role = item.get("role")
         if role not in ROLES:
             raise DataError(f"{where}: turn {number} has role {role!r}, expected one of {', '.join(ROLES)}.")
-        if not isinstance(content, str) or (not content.strip() and role != "system"):
+        if "content" not in item:
+            raise DataError(f"{where}: turn {number} ({role}) has no 'content', expected text.")
+        content = text_of(item["content"], f"{where}: turn {number} ({role})")
+        if not content.strip() and role != "system":
             raise DataError(f"{where}: turn {number} ({role}) is empty, expected text.")
         conversation.append(Message(cast("Role", role), content))
     turns = conversation[1:] if conversation[0].role == "system" else conversation
@@ -85,5 +89,40 @@ def parse_conversation(items: object, where: str) -> Conversation:
     return conversation
 
 
+def text_of(content: object, where: str) -> str:
+    """The text of a message: a string, or OpenAI's list of typed parts where that is a single part of text.
+
+    Several parts of text are refused: some programs put nothing between them, others a line break.
+
+    Raises:
+        DataError: what it is instead, with `where` ("chat.jsonl line 4: turn 2 (user)").
+    """
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise DataError(f"{where}: 'content' is {_kind(content)}, expected text.")
+    for number, part in enumerate(content, 1):
+        if not isinstance(part, Mapping):
+            raise DataError(f"{where}: part {number} of 'content' is {_kind(part)}, expected an object.")
+        if part.get("type") != "text":
+            raise DataError(
+                f"{where}: part {number} of 'content' has the type {part.get('type')!r}, expected 'text'.",
+                "Only text can be used: leave the message out, or say in words what the part showed.",
+            )
+        if not isinstance(part.get("text"), str) or set(part) != {"type", "text"}:
+            raise DataError(
+                f"{where}: part {number} of 'content' has the keys {', '.join(map(str, part))}, expected type and "
+                "text, a string."
+            )
+    if len(content) > 1:
+        raise DataError(
+            f"{where}: 'content' has {len(content)} parts of text, expected one.",
+            "Join them into one: only you know whether a line break belongs between them.",
+        )
+    return str(content[0]["text"])
+
+
 def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
     return "an empty list" if value == [] else f"of type {type(value).__name__}"

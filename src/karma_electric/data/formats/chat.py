@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from karma_electric.core.errors import DataError
-from karma_electric.core.messages import Conversation, parse_conversation, system
+from karma_electric.core.messages import Conversation, parse_conversation, system, text_of
 from karma_electric.data.candidate import Candidate
 from karma_electric.data.formats.envelope import form_of, require_object, unwrap, wrap
 
@@ -20,7 +20,7 @@ _ORIGINAL_KEYS = ("id", "source", "category")
 
 
 def read_messages(item: object, where: str) -> Candidate:
-    """A candidate from `{"messages": [{"role", "content"}, ...]}`.
+    """A candidate from `{"messages": [{"role", "content"}, ...]}`; content may be OpenAI's list with one part of text.
 
     Raises:
         DataError: what is wrong, with `where`.
@@ -90,7 +90,7 @@ def _read(record: Mapping[str, Any], format: str, key: str, where: str) -> Candi
         style = "from" if "from" in items[0] else "role"
     role_key, text_key = _PAIRS[style]
     known = _PLAIN if format == MESSAGES else _NAMES
-    turns, names, rests = [], [], []
+    turns, names, rests, parts = [], [], [], []
     for number, item in enumerate(items, 1):
         if not isinstance(item, Mapping):
             raise DataError(f"{where}: turn {number} is of type {type(item).__name__}, expected an object.")
@@ -98,9 +98,12 @@ def _read(record: Mapping[str, Any], format: str, key: str, where: str) -> Candi
         if not isinstance(name, str) or name not in known:
             found = repr(name) if role_key in item else "missing"
             raise DataError(f"{where}: turn {number} has {role_key} {found}, expected one of {', '.join(known)}.")
+        if isinstance(text, list) and format == MESSAGES:
+            text = text_of(text, f"{where}: turn {number} ({name})")
         if not isinstance(text, str):
             found = f"of type {type(text).__name__}" if text_key in item else "missing"
             raise DataError(f"{where}: turn {number} ({name}): {text_key!r} is {found}, expected text.")
+        parts.append(text is not item.get(text_key))
         turns.append({"role": known[name], "content": text})
         names.append(name)
         rests.append({k: v for k, v in item.items() if k not in (role_key, text_key)})
@@ -118,6 +121,8 @@ def _read(record: Mapping[str, Any], format: str, key: str, where: str) -> Candi
         form["names"] = names
     if any(rests):
         form["turns"] = rests
+    if any(parts):
+        form["parts"] = parts
     return unwrap(record, format=format, body=body, messages=messages, system=prompt, form=form, where=where)
 
 
@@ -137,10 +142,17 @@ def _write(candidate: Candidate, format: str, key: str) -> dict[str, Any]:
         names = [_canonical(style)[turn.role] for turn in turns]
     if len(rests) != len(turns):
         rests = [{} for _ in turns]
+    parts: list[bool] = _list(form.get("parts"), bool)
+    if len(parts) != len(turns):
+        parts = [False] * len(turns)
+    contents = [
+        [{"type": "text", "text": turn.content}] if in_parts else turn.content
+        for turn, in_parts in zip(turns, parts, strict=True)
+    ]
     body: dict[str, Any] = {
         key: [
-            {role_key: name, text_key: turn.content, **rest}
-            for turn, name, rest in zip(turns, names, rests, strict=True)
+            {role_key: name, text_key: content, **rest}
+            for content, name, rest in zip(contents, names, rests, strict=True)
         ]
     }
     if by_key:
