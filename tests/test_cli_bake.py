@@ -147,10 +147,26 @@ def test_one_strength_goes_straight_into_the_folder(
     assert report["placement"] == "replace"
     assert report["alpha"] == 0.5
     assert set(report["replaced"]) == {"2", "3", "4"}
-    assert report["ordinary_text"]["tokens"] > 100
+    assert report["heldout_prompts"]["tokens"] > 100
+    assert "ordinary_text" not in report, "the texts are user prompts"
     assert report["greedy"]["prompts"] == 6
     assert report["all"]["kl_ratio_interval"]["low"] <= report["all"]["kl_ratio"]
     assert {"prefill_ratio_baked_to_uncapped", "decode_ratio_baked_to_uncapped"} <= set(report["throughput"])
+
+
+def test_a_report_of_an_earlier_version_can_still_be_shown(
+    bake: Run, tiny_path: Path, axis_path: Path, tmp_path: Path
+) -> None:
+    words = (tiny_path, axis_path, tmp_path / "b", "--force")
+    shown = bake(*words).out
+    file = tmp_path / "b" / "fidelity.json"
+    file.write_text(file.read_text().replace('"heldout_prompts"', '"ordinary_text"'))
+    manifest = tmp_path / "b" / "manifest.json"
+    sizes = json.loads(manifest.read_text())
+    sizes["sizes"]["fidelity.json"] = file.stat().st_size
+    manifest.write_text(json.dumps(sizes))
+    again = bake(*words[:-1])
+    assert (again.code, again.out) == (0, shown)
 
 
 def test_a_baked_model_and_a_quantised_one_are_refused(

@@ -169,7 +169,7 @@ def test_the_answers_that_are_there_do_not_matter(
     assert found[0] == found[1]
 
 
-# Ordinary text and speed
+# Plain text and speed
 
 
 def test_perplexity_is_that_of_each_of_the_three_models(

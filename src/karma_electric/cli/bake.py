@@ -49,7 +49,8 @@ def bake(
 
     One neuron per cap and capped block is fitted on the calibration responses beside CAP, once for all strengths, and
     compared with the hooks on the held-out ones: KL(hooked||baked) / KL(hooked||uncapped) with its interval, greedy
-    agreement, perplexity and speed go to fidelity.json. A ratio above --max-kl-ratio is refused (exit code 1).
+    agreement, perplexity of the held-out prompts (as plain text) and speed go to fidelity.json. A ratio above
+    --max-kl-ratio is refused (exit code 1).
 
     Example: karma bake runs/demo/merged runs/demo/axis baked --alpha 0.3,0.5,1
     """
@@ -86,7 +87,8 @@ _HEADER = (
 
 
 def _line(report: dict[str, Any], folder: Path) -> str:
-    everything, text = report["all"], report["ordinary_text"]
+    everything = report["all"]
+    text = report["heldout_prompts"] if "heldout_prompts" in report else report["ordinary_text"]  # its name before
     interval = everything["kl_ratio_interval"]
     spread = f" ({interval['low']:.4f}-{interval['high']:.4f})" if interval else ""
     change = f"{text['perplexity_uncapped']:.2f}->{text['perplexity_baked']:.2f}" if text["tokens"] else "not measured"

@@ -103,7 +103,7 @@ def bake(
         caps: caps at the site `mlp`; several act like nested hooks.
         calibration: conversations the neurons are fitted on, each ending with an answer.
         heldout: conversations that calibration never saw.
-        texts: ordinary text, for the change of perplexity.
+        texts: user prompts that calibration never saw, for the change of perplexity.
         out: an existing folder.
         section: placement, ridge, sharpness and gate.
         alpha: strength of every cap, 0 < alpha <= 1; each cap's own when None.
@@ -155,11 +155,11 @@ def _measured(
 ) -> dict[str, Any]:
     uncapped, baked = (load_model(folder, dtype="float32") for folder in (source, out))
     compared = measure_fidelity(uncapped, baked, tokenizer, caps, heldout, progress=progress)
-    progress.say("  greedy answers, ordinary text and speed")
+    progress.say("  greedy answers, perplexity of the held-out prompts, and speed")
     return {
         **compared,
         "greedy": measure_greedy(uncapped, baked, tokenizer, caps, heldout[:_GREEDY_PROMPTS]),
-        "ordinary_text": measure_text(uncapped, baked, tokenizer, caps, texts),
+        "heldout_prompts": measure_text(uncapped, baked, tokenizer, caps, texts),
         "throughput": measure_throughput(uncapped, baked),
     }
 

@@ -1,5 +1,5 @@
 """How faithful a baked checkpoint is to the caps it was made from: KL(hooked || baked) / KL(hooked || uncapped), and
-what that means for answers and ordinary text. How fast it is: throughput.py.
+what that means for answers and for plain text. How fast it is: throughput.py.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def measure_text(
     caps: Sequence[Cap],
     texts: Sequence[str],
 ) -> dict[str, float]:
-    """What the caps do to ordinary text, without a chat template: perplexity uncapped, hooked and baked.
+    """What the caps do to plain text, without a chat template: perplexity uncapped, hooked and baked.
 
     Every token but the first of a text is predicted; texts of one token are left out.
     """
