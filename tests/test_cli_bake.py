@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 import tiny
 from karma_electric.core.jsonl import append_jsonl
 from karma_electric.core.messages import Conversation
+from karma_electric.models import loading
 from karma_electric.models.chat_template import conversation_ids
 from karma_electric.steer.axis import save_axis
 from karma_electric.steer.responses import FILE, Response
@@ -79,6 +82,45 @@ def test_several_strengths_come_from_one_calibration(
         "alpha-0.3",
         "alpha-1",
     ]
+
+
+def test_a_finished_bake_is_skipped_before_anything_is_loaded(
+    bake: Run, tiny_path: Path, axis_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cap is of another model, for which the model would be loaded and run to say how far projections shifted."""
+    loaded: list[object] = []
+    spied = loading.load_model
+
+    def spy(*arguments: Any, **keywords: Any) -> Any:
+        loaded.append(arguments)
+        return spied(*arguments, **keywords)
+
+    monkeypatch.setattr(loading, "load_model", spy)
+    words = (tiny_path, axis_path, tmp_path / "b", "--force")
+    first = bake(*words)
+    assert "warning: The cap was calibrated on another model" in first.err
+    assert loaded, "the spy sees what is loaded"
+    loaded.clear()
+    again = bake(*words)
+    assert (again.code, again.out) == (0, first.out)
+    assert "already there, skipped" in again.err
+    assert "warning" not in again.err
+    assert loaded == []
+
+
+def test_skipping_a_finished_bake_does_not_even_import_torch(
+    bake: Run, tiny_path: Path, axis_path: Path, tmp_path: Path
+) -> None:
+    words = ["bake", *map(str, (tiny_path, axis_path, tmp_path / "b", "--force"))]
+    assert bake(*words[1:]).code == 0
+    code = (
+        f"import sys\nsys.argv = ['karma', *{words!r}]\n"
+        "from karma_electric.cli.main import main\n"
+        "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "already there, skipped" in done.stderr
 
 
 def test_all_strengths_share_one_fit_and_each_is_what_it_would_be_alone(

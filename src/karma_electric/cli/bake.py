@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from karma_electric.core.progress import Progress
+    from karma_electric.steer.bake import Fitted
 
 _TEXTS = "suites/heldout-48.jsonl"
 _CONVERSATIONS = 24
@@ -125,19 +126,13 @@ def plan(
 
     from karma_electric.cli.chat import find_cap
     from karma_electric.core.artifact import hash_file
-    from karma_electric.core.errors import InputError
+    from karma_electric.core.errors import InputError, MissingError
     from karma_electric.core.recipe import BakeSection
     from karma_electric.core.resources import find
     from karma_electric.models.refs import resolve
     from karma_electric.pipeline import Stage, make_artifacts
-    from karma_electric.steer.bake import Fitted, fit, require_faithful
-    from karma_electric.steer.bake import bake as bake_one
-    from karma_electric.steer.caps import at_strength
-    from karma_electric.steer.compat import check_cap_at
-    from karma_electric.steer.contrast import load_prompts
-    from karma_electric.steer.neuron import read_config, require_bakeable
     from karma_electric.steer.responses import FILE, by_split
-    from karma_electric.steer.spec import load_cap
+    from karma_electric.steer.spec import Cap, load_cap, load_spec
 
     try:
         section = BakeSection(**settings)
@@ -149,29 +144,45 @@ def plan(
         ) from None
     ref = resolve(model)
     found = [file for cap in caps if (file := find_cap(ref.path, cap, needed=True)) is not None]
-    config = read_config(ref.path)
-    loaded = []
-    for file in found:
-        each, axis = load_cap(file)
-        _require_shape(axis.n_layers, axis.hidden, config, file)
-        loaded.append(each)
-        for warning in check_cap_at(ref.path, each, axis, ref.fingerprint):
-            progress.say(f"warning: {warning}")
-    require_bakeable(config, loaded)
+    specs = [load_spec(file) for file in found]
+    axes = [file.parent / spec.axis for file, spec in zip(found, specs, strict=True)]
+    if missing := [axis for axis in axes if not axis.is_file()]:
+        raise MissingError(f"{missing[0]} does not exist.", "It belongs beside cap.json: copy the whole folder.")
     splits = by_split(found[0].parent / FILE)
     texts = find("suites", _TEXTS)
+    caps_read: list[Cap] = []
+
+    def prepare() -> None:
+        """What is only of use if something is to be made: it reads weights, and may run the model."""
+        from karma_electric.steer.compat import check_cap_at
+        from karma_electric.steer.neuron import read_config, require_bakeable
+
+        config, loaded = read_config(ref.path), [load_cap(file) for file in found]
+        for file, (_, axis) in zip(found, loaded, strict=True):
+            _require_shape(axis.n_layers, axis.hidden, config, file)
+        require_bakeable(config, [each for each, _ in loaded])
+        for each, axis in loaded:
+            for warning in check_cap_at(ref.path, each, axis, ref.fingerprint):
+                progress.say(f"warning: {warning}")
+            caps_read.append(each)
 
     @once
     def fitted() -> Fitted:
-        return fit(ref.path, loaded, splits["calibration"], section, progress=progress)
+        from karma_electric.steer.bake import fit
+
+        return fit(ref.path, caps_read, splits["calibration"], section, progress=progress)
 
     stages = []
     for alpha in alphas:
 
         def execute(folder: Path, progress: Progress, alpha: float | None = alpha) -> None:
+            from karma_electric.steer.bake import bake as bake_one
+            from karma_electric.steer.bake import require_faithful
+            from karma_electric.steer.contrast import load_prompts
+
             report = bake_one(
                 ref.path,
-                loaded,
+                caps_read,
                 calibration=splits["calibration"],
                 heldout=splits["heldout"][:_CONVERSATIONS],
                 texts=[prompt.text for prompt in load_prompts(texts)],
@@ -189,16 +200,16 @@ def plan(
             "responses": hash_file(found[0].parent / FILE),
             "texts": hash_file(texts),
         }
-        for number, (file, each) in enumerate(zip(found, loaded, strict=True), 1):
+        for number, (file, axis) in enumerate(zip(found, axes, strict=True), 1):
             suffix = "" if number == 1 else f"_{number}"
-            inputs |= {f"axis{suffix}": hash_file(file.parent / each.spec.axis), f"cap{suffix}": hash_file(file)}
-        strengths = [each.spec.alpha for each in at_strength(loaded, alpha)]
+            inputs |= {f"axis{suffix}": hash_file(axis), f"cap{suffix}": hash_file(file)}
+        strengths = [spec.alpha if alpha is None else alpha for spec in specs]
         name = out.name if len(alphas) == 1 else f"alpha-{strengths[0]:g}"
         size = sum(f.stat().st_size for f in ref.path.glob("*.safetensors"))
         config_ = {**section.model_dump(mode="json"), "alpha": strengths[0] if len(strengths) == 1 else strengths}
         stages.append(Stage(name, "capped", config_, inputs, execute, resumable=True, space_bytes=int(1.2 * size)))
     root = out.parent if len(alphas) == 1 else out
-    make_artifacts(root, stages, force=force, progress=progress)
+    make_artifacts(root, stages, force=force, before=prepare, progress=progress)
     return [root / stage.name for stage in stages]
 
 
