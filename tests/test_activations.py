@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tiny
 from karma_electric.models.blocks import SITES, Site
-from karma_electric.steer.activations import all_sites, batches_by_length, mean_of, recording, run_decoder
+from karma_electric.steer.activations import all_sites, batches_by_length, mean_of, picked, recording, run_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,6 +66,43 @@ def test_single_positions_are_taken_as_they_are() -> None:
     activations = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     kept = mean_of([(4, 5), (2, 3)], 5)(activations)
     assert kept.equal(torch.stack([activations[0, 4], activations[1, 2]]).float())
+
+
+class OnAnotherDevice(torch.Tensor):
+    """An index that holds to torch's rule for devices on a machine that has one: of no use until it is moved."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is torch.Tensor.to:
+                return args[0].as_subclass(torch.Tensor).to(*args[1:], **(kwargs or {}))
+            if func is torch.Tensor.__getitem__:
+                raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor")
+            return func(*args, **(kwargs or {}))
+
+
+MASK = torch.tensor([[0, 1, 1, 0, 1], [1, 0, 0, 0, 1]]).bool()
+
+
+@pytest.mark.parametrize("index", [MASK, MASK.nonzero(as_tuple=True)], ids=["mask", "rows and positions"])
+def test_what_is_picked_is_picked_where_the_block_is(index: Any) -> None:
+    """Of a model that is split over devices, the mask is where the first block is, the activations are not."""
+    activations = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = torch.stack([activations[r, p] for r, p in MASK.nonzero().tolist()]).float()
+    assert picked(index)(activations).equal(expected)
+    parts = index if isinstance(index, tuple) else (index,)
+    far = tuple(part.as_subclass(OnAnotherDevice) for part in parts)
+    elsewhere = far if isinstance(index, tuple) else far[0]
+    with pytest.raises(RuntimeError, match="same device"):
+        activations[elsewhere]
+    assert picked(elsewhere)(activations).equal(expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_a_mask_on_the_gpu_picks_from_a_block_on_the_cpu() -> None:
+    activations = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    assert picked(MASK.cuda())(activations).equal(activations[MASK])
+    assert picked(MASK)(activations.cuda()).equal(activations[MASK])
 
 
 # Stopping

@@ -106,7 +106,9 @@ def picked(index: Any) -> Keep:
     """Keep `activations[index]` as float32 on the CPU: a boolean mask [batch, seq], or (rows, positions)."""
 
     def keep(activations: torch.Tensor) -> torch.Tensor:
-        return activations[index].float().cpu()
+        device = activations.device  # of a model that is split over devices each block has its own
+        there = tuple(part.to(device) for part in index) if isinstance(index, tuple) else index.to(device)
+        return activations[there].float().cpu()
 
     return keep
 
