@@ -197,12 +197,28 @@ def test_an_alpha_outside_0_to_1_is_refused(model: PreTrainedModel, caps: dict[S
         capped(model, caps["mlp"], alpha=alpha)
 
 
-@pytest.mark.parametrize("alpha", [1, True, torch.tensor(0.5), [1], (0.5, 0.5, 0), torch.ones(3, dtype=torch.float64)])
+@pytest.mark.parametrize(
+    ("alpha", "same"),
+    [
+        (1, 1.0),
+        (True, 1.0),
+        (torch.tensor(0.5), 0.5),
+        ([1], 1.0),
+        ((0.5, 0.5, 0), [0.5, 0.5, 0.0]),
+        (torch.ones(3, dtype=torch.float64), 1.0),
+    ],
+    ids=["int", "bool", "0-d tensor", "list", "tuple", "tensor"],
+)
 def test_an_alpha_may_be_any_number_or_list_of_them(
-    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], alpha: Any
+    model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], alpha: Any, same: Any
 ) -> None:
+    rows = ids[: len(alpha)] if isinstance(alpha, list) else ids
     with capped(model, caps["mlp"], alpha=alpha):
-        logits_of(model, ids if not isinstance(alpha, list) else ids[:1])
+        found = logits_of(model, rows)
+    with capped(model, caps["mlp"], alpha=same):
+        expected = logits_of(model, rows)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert not torch.allclose(found, logits_of(model, rows), atol=0.01), "the cap acts"
 
 
 def test_alphas_of_which_all_are_0_attach_nothing(model: PreTrainedModel, caps: dict[Site, Cap]) -> None:

@@ -422,7 +422,11 @@ BAD = [
     ("messages", {"messages": [{"role": "human", "content": "x"}]}, "'human'"),
     ("messages", {"messages": [{"role": "user"}]}, "'content' is missing"),
     ("messages", {"messages": [{"role": "user", "content": None}]}, "of type NoneType"),
-    ("messages", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "has the keys type, expected type and text"),
+    (
+        "messages",
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "has the keys type, expected type and text",
+    ),
     ("messages", {"messages": [{"role": "user", "content": " \n"}]}, "turn 1 (user) is empty"),
     ("messages", {"messages": [{"role": "assistant", "content": "x"}]}, "assistant turn after nothing"),
     ("messages", {"messages": [{"role": "user", "content": "x"}] * 2}, "user turn after user"),
