@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+import karma_electric
 import tiny
 from karma_electric.core.errors import DataError, GateError, InputError
 from karma_electric.core.messages import as_dicts
@@ -366,3 +367,10 @@ def test_nf4_on_a_cpu_refuses_widths_that_would_crash(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"hidden_size": 64, "intermediate_size": 96}')
     with pytest.raises(InputError, match="intermediate_size is 96"):
         adapted_model(tmp_path, TrainSection(quantisation="nf4"), torch.float32)
+
+
+def test_what_nf4_means_is_said_in_one_place() -> None:
+    """Training, calibration and chat must read the same 4-bit weights."""
+    source = Path(karma_electric.__file__).parent
+    files = [file for file in source.rglob("*.py") if "BitsAndBytesConfig(" in file.read_text(encoding="utf-8")]
+    assert [file.relative_to(source).as_posix() for file in files] == ["models/loading.py"]

@@ -205,7 +205,7 @@ def nf4_config(path: Path, compute: torch.dtype) -> Any:
         if odd:
             raise InputError(
                 f"{path}: {odd[0]} is {config[odd[0]]}, and NF4 on a CPU needs a multiple of 64.",
-                "Use the model without 4-bit weights.",
+                'Leave the weights as they are: train.quantisation = "none", or no --load-in.',
             )
     import_quietly("bitsandbytes")
     from transformers import BitsAndBytesConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from karma_electric.core.errors import InputError
 from karma_electric.core.recipe import TrainSection
-from karma_electric.models.loading import load_model, pick_device
+from karma_electric.models.loading import load_model, nf4_config, pick_device
 from karma_electric.train.tokenize import IGNORED, TokenizedSplit
 
 if TYPE_CHECKING:
@@ -31,20 +30,12 @@ def adapted_model(base: Path, section: TrainSection, compute: torch.dtype) -> Pe
     """The base model, in NF4 if the recipe says so, with fresh LoRA adapters (seed them beforehand).
 
     Raises:
-        InputError: the model has no such linear layers.
+        InputError: the model has no such linear layers, or is of a shape at which NF4 crashes on a CPU.
+        MissingError: NF4 needs bitsandbytes, which is not installed.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import BitsAndBytesConfig
 
-    quantisation = None
-    if section.quantisation == "nf4":
-        _check_widths(base)
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute,
-        )
+    quantisation = nf4_config(base, compute) if section.quantisation == "nf4" else None
     model = load_model(base, dtype=compute, quantisation=quantisation)
     if quantisation is not None and section.gradient_checkpointing:
         model = prepare_model_for_kbit_training(model)
@@ -63,19 +54,6 @@ def adapted_model(base: Path, section: TrainSection, compute: torch.dtype) -> Pe
 
         fuse_projections(adapted)
     return adapted
-
-
-def _check_widths(base: Path) -> None:
-    """NF4 on a CPU crashes inside bitsandbytes unless rows are whole blocks of 64."""
-    if pick_device() != "cpu":
-        return
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    odd = [key for key in ("hidden_size", "intermediate_size") if int(config.get(key) or 0) % 64]
-    if odd:
-        raise InputError(
-            f"{base}: {odd[0]} is {config[odd[0]]}, and NF4 on a CPU needs a multiple of 64.",
-            'Set train.quantisation = "none".',
-        )
 
 
 def require_targets(modules: Iterable[str], targets: Sequence[str]) -> None:
