@@ -25,6 +25,7 @@ from karma_electric.export.gguf import export_gguf
 from karma_electric.export.gguf_vocab import _LLAMA3_PATTERN, _PRE_TOKENIZERS, _TEKKEN_PATTERN
 from karma_electric.export.parity import UNICODE_TEXTS, check_parity
 from karma_electric.models.engines.llamacpp import LlamaCppEngine
+from karma_electric.models.weights import StoredTensor
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -452,7 +453,7 @@ def test_a_value_the_file_cannot_hold_is_refused(
 def test_a_truncated_checkpoint_is_refused(changed: Path, tmp_path: Path) -> None:
     whole = (changed / "model.safetensors").read_bytes()
     (changed / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match="not a whole safetensors file"):
         write(changed, tmp_path / "x.gguf")
 
 
@@ -464,14 +465,14 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file(checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "x.gguf"
     out.write_text("old")
-    read = export._Checkpoint.rows
+    read = StoredTensor.rows
 
-    def fail(self: Any, name: str, first: int, last: int) -> torch.Tensor:
-        if name.startswith("model.layers.1."):
+    def fail(self: StoredTensor, first: int, last: int) -> torch.Tensor:
+        if self.name.startswith("model.layers.1."):
             raise OSError("the disk went away")
-        return read(self, name, first, last)
+        return read(self, first, last)
 
-    monkeypatch.setattr(export._Checkpoint, "rows", fail)
+    monkeypatch.setattr(StoredTensor, "rows", fail)
     with pytest.raises(OSError, match="went away"):
         write(checkpoint("tied"), out)
     assert [file.name for file in tmp_path.iterdir()] == ["x.gguf"]
@@ -482,7 +483,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from karma_electric.export import gguf
-gguf._Checkpoint.rows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from karma_electric.models.weights import StoredTensor
+StoredTensor.rows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 gguf.export_gguf(Path(sys.argv[1]), Path(sys.argv[2]), file_type="f32", name="tiny")
 """
 

@@ -21,6 +21,7 @@ from karma_electric.core.errors import ArtifactError, InputError, MissingError
 from karma_electric.core.extras import require
 from karma_electric.core.progress import Progress, Silent
 from karma_electric.export.gguf_vocab import USE_LLAMA_CPP, add_tokenizer
+from karma_electric.models.weights import StoredTensor, checkpoint_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +99,7 @@ def export_gguf(
 
     config = _read_config(model_dir)
     with ExitStack() as stack:
-        checkpoint = _Checkpoint(model_dir, stack)
+        checkpoint = checkpoint_tensors(model_dir)
         plan = _plan(config, checkpoint, file_type)
         writer = gguf.GGUFWriter(path=None, arch="llama")
         _add_metadata(writer, config, plan, file_type=file_type, name=name)
@@ -136,45 +137,13 @@ def export_gguf(
     return GgufSummary(path=out, bytes=size, n_tensors=len(plan), file_type=file_type)
 
 
-class _Checkpoint:
-    """The safetensors of a model folder: shapes without reading, and rows on demand."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-        if index.is_file():
-            names = sorted(set(read_json(index)["weight_map"].values()))
-        elif single.is_file():
-            names = [single.name]
-        else:
-            raise MissingError(f"{folder} has no model.safetensors.", "Save it with save_pretrained first.")
-        self._files: dict[str, Any] = {}
-        for name in names:
-            try:
-                file = stack.enter_context(safe_open(folder / name, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise ArtifactError(f"{folder / name} cannot be read ({error}).", _AGAIN) from None
-            self._files.update(dict.fromkeys(file.keys(), file))
-
-    @property
-    def names(self) -> list[str]:
-        return sorted(self._files)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        found = self._files[name].get_slice(name)
-        if found.get_dtype() not in ("BF16", "F16", "F32"):
-            raise InputError(
-                f"{name} is stored as {found.get_dtype()}, expected bfloat16, float16 or float32.",
-                "Export the merged model, not a quantised one.",
-            )
-        return tuple(found.get_shape())
-
-    def rows(self, name: str, first: int, last: int) -> torch.Tensor:
-        import torch
-
-        rows: torch.Tensor = self._files[name].get_slice(name)[first:last].to(torch.float32)
-        return rows
+def _shape(tensor: StoredTensor) -> tuple[int, ...]:
+    if tensor.dtype not in ("BF16", "F16", "F32"):
+        raise InputError(
+            f"{tensor.name} is stored as {tensor.dtype}, expected bfloat16, float16 or float32.",
+            "Export the merged model, not a quantised one.",
+        )
+    return tensor.shape
 
 
 def _read_config(model_dir: Path) -> dict[str, Any]:
@@ -232,14 +201,14 @@ def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return expected
 
 
-def _plan(config: Mapping[str, Any], checkpoint: _Checkpoint, file_type: FileType) -> list[_Planned]:
+def _plan(config: Mapping[str, Any], checkpoint: Mapping[str, StoredTensor], file_type: FileType) -> list[_Planned]:
     """Match the checkpoint's tensors to those llama.cpp expects, and decide the type of each."""
     import gguf
 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     expected = _expected(config)
     sources: dict[str, str] = {}
-    for source in checkpoint.names:
+    for source in sorted(checkpoint):
         target = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if source.endswith(".rotary_emb.inv_freq") or (target == "output.weight" and target not in expected):
             continue  # computed by llama.cpp; tied to the embeddings
@@ -255,7 +224,7 @@ def _plan(config: Mapping[str, Any], checkpoint: _Checkpoint, file_type: FileTyp
             raise ArtifactError(f"The checkpoint has no tensor for {weight}.", _AGAIN)
         bias = weight.replace(".weight", ".bias")
         for target in (weight, bias) if bias in sources else (weight,):
-            found = checkpoint.shape(sources[target])
+            found = _shape(checkpoint[sources[target]])
             wanted = shape if target == weight else shape[:1]
             if found != wanted:
                 shapes = f"has shape {list(found)}, config.json says {list(wanted)}"
@@ -268,9 +237,12 @@ def _plan(config: Mapping[str, Any], checkpoint: _Checkpoint, file_type: FileTyp
     return plan
 
 
-def _converted(tensor: _Planned, checkpoint: _Checkpoint, config: Mapping[str, Any]) -> Iterator[memoryview]:
+def _converted(
+    tensor: _Planned, checkpoint: Mapping[str, StoredTensor], config: Mapping[str, Any]
+) -> Iterator[memoryview]:
     """The bytes of a tensor as the file holds them, some rows at a time."""
     import numpy
+    import torch
     from gguf import GGMLQuantizationType, quants
 
     if tensor.source is None:
@@ -281,7 +253,7 @@ def _converted(tensor: _Planned, checkpoint: _Checkpoint, config: Mapping[str, A
     if tensor.head_dim:
         step = max(step // tensor.head_dim, 1) * tensor.head_dim
     for first in range(0, n_rows, step):
-        rows = checkpoint.rows(tensor.source, first, min(first + step, n_rows))
+        rows = checkpoint[tensor.source].rows(first, min(first + step, n_rows)).to(torch.float32)
         if tensor.head_dim:
             rows = interleave_rotary(rows, tensor.head_dim)
         values = rows.numpy()
@@ -353,9 +325,3 @@ def _add_metadata(
     scope = "ALL" if file_type == "f32" else "MOSTLY"
     writer.add_file_type(gguf.LlamaFileType[f"{scope}_{file_type.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-
-
-def _float32() -> Any:
-    import numpy
-
-    return numpy.dtype(numpy.float32)
