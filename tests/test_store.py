@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import sqlite_utils
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from karma_electric.core.errors import ArtifactError, BusyError, DataError, InputError, MissingError, SpaceError
 from karma_electric.core.messages import assistant, user
@@ -299,11 +302,44 @@ def test_search_follows_edits_even_after_the_file_was_vacuumed(path: Path, store
         assert [hit.id for hit in again.search("word13", limit=5)] == ["13"]
 
 
-@pytest.mark.parametrize("query", ["", "don't", "well-being", '"open', "a AND", "*", "(", "nosuch: word", "\x00"])
-def test_a_bad_query_is_refused_with_what_to_type(store: Store, query: str) -> None:
-    with pytest.raises(InputError, match="no search query") as refused:
+@pytest.mark.parametrize("query", ["", "*", "(", "\x00", '"', '""', "+ - ++", '"*"'])
+def test_a_query_without_words_is_refused_with_what_to_type(store: Store, query: str) -> None:
+    with pytest.raises(InputError, match="no letter or digit to search for") as refused:
         store.search(query, limit=5)
     assert "karma data search" in refused.value.hint
+
+
+SIGNS = "They don't know C++, said O'Brien: my well-being is 5\" (or so) AND a/b@c.org, 100% -- naïve?"
+
+
+@pytest.mark.parametrize("word", [*SIGNS.split(), *SIGNS.replace(",", "").split(), "well-be*", SIGNS, '"C++, said'])
+def test_words_with_signs_are_found(store: Store, word: str) -> None:
+    store.add([candidate("signs", SIGNS), candidate("other", "Nothing of the kind.")], origin="x")
+    if any(character.isalnum() for character in word):
+        assert [hit.id for hit in store.search(word, limit=5)] == ["signs"]
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("C++ OR rust*", {"a", "b"}),
+        ("c++ NOT rusty", {"a"}),
+        ('"don\'t know" C++', {"a"}),
+        ('"know don\'t" C++', set()),
+        ("a AND", {"a"}),
+        ("nosuch: word", set()),
+    ],
+)
+def test_operators_and_phrases_work_beside_words_with_signs(store: Store, query: str, found: set[str]) -> None:
+    store.add([candidate("a", "I don't know C++ and a."), candidate("b", "A rusty one.")], origin="x")
+    assert {hit.id for hit in store.search(query, limit=5)} == found
+
+
+@given(query=st.text(max_size=12) | st.text(alphabet="aB1+-*\"'():^{},. ANDORT", max_size=16))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_query_breaks_the_search(store: Store, query: str) -> None:
+    with contextlib.suppress(InputError):
+        store.search(query, limit=5)
 
 
 # --- the file

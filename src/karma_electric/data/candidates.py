@@ -28,6 +28,7 @@ from karma_electric.data.records import (
     differing_fields,
     from_record,
 )
+from karma_electric.data.search_query import readings
 
 _BATCH = 500  # candidates per transaction: what a kill can cost
 _SMALLEST_ROW = 200  # bytes: two hashes and the shortest conversation
@@ -224,25 +225,25 @@ class Candidates:
     def search(self, query: str, *, limit: int) -> list[Hit]:
         """Full-text search over turns and tags, best first. Words are all required; "a phrase", OR, NOT and word* work.
 
+        Words with signs in them are looked for without: "C++" finds the word c, "don't" the phrase don t.
+
         Raises:
-            InputError: not a query.
+            InputError: nothing to look for.
         """
         sql = (
             "SELECT c.id, c.category, c.status, snippet(candidates_fts, -1, '[', ']', '...', 24) AS snippet"
             " FROM candidates_fts JOIN candidates c ON c.rowid = candidates_fts.rowid"
             " WHERE candidates_fts MATCH ? ORDER BY rank, c.id LIMIT ?"
         )
-        try:
-            return [Hit(**row) for row in self._db.rows(sql, (query, limit))]
-        except DataError as error:
-            cause = str(error.__cause__ or "")
-            if not any(sign in cause for sign in _BAD_QUERY_SIGNS):
-                raise
-            literal = query.replace('"', "")
-            raise InputError(
-                f"{query!r} is no search query ({cause}).",
-                f"""Put words with signs in double quotes, inside single ones: karma data search '"{literal}"'""",
-            ) from None
+        cause = ""
+        for reading in readings(query):
+            try:
+                return [Hit(**row) for row in self._db.rows(sql, (reading, limit))]
+            except DataError as error:
+                cause = str(error.__cause__ or "")
+                if not any(sign in cause for sign in _BAD_QUERY_SIGNS):
+                    raise
+        raise InputError(f"{query!r} is no search query ({cause}).", "Give the words alone.")
 
     def _must_exist(self, id: str) -> None:
         if not self._db.rows("SELECT 1 FROM candidates WHERE id = ?", (id,)):

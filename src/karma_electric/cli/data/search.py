@@ -12,7 +12,10 @@ from karma_electric.cli.data.endpoint import Workbench
 
 def search(
     words: Annotated[
-        list[str], typer.Argument(help="Words that must all occur; '\"a phrase\"', word*, OR and NOT work.")
+        list[str],
+        typer.Argument(
+            help="Words that must all occur; '\"a phrase\"', word*, OR and NOT work; signs (C++) do not count."
+        ),
     ],
     database: Workbench = Path("workbench.db"),
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, best first.")] = 20,
