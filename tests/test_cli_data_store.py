@@ -539,6 +539,21 @@ def test_a_workbench_of_a_newer_version_is_refused(karma: Karma, tmp_path: Path)
     karma("stats").refused(2, "newer version (schema 99", "Upgrade karma-electric")
 
 
+def test_a_bad_element_of_an_array_is_named_by_its_number(karma: Karma, tmp_path: Path) -> None:
+    records = [{"messages": [{"role": "user", "content": text}]} for text in ("a", " ", "c", "d", "")]
+    (tmp_path / "x.json").write_text(json.dumps(records))
+    done = karma("import", "x.json", "--json")
+    assert done.code == 1
+    (file,) = done.json["files"]
+    assert [(problem["line"], problem["where"]) for problem in file["problems"]] == [
+        (2, "x.json line 1 (element 2)"),
+        (5, "x.json line 1 (element 5)"),
+    ]
+    shown = karma("import", "x.json").out
+    assert shown.count("x.json line 1 (element 2)") == 1
+    assert "x.json line 1 (element 2): turn 1 (user) is empty" in shown
+
+
 # --- stats and search
 
 
@@ -580,7 +595,8 @@ def test_search_shows_where_the_words_stand(karma: Karma) -> None:
     assert "[dentist]" in shown.out
     assert [hit["id"] for hit in karma("search", "lodgers dentist", "--json").json] == ["adversarial-0001"]
     assert karma("search", "xyzzy").out == "0 found\n"
-    karma("search", "well-being").refused(2, "no search query", """karma data search '"well-being"'""")
+    assert karma("search", "C++", "well-being").code == 0
+    karma("search", "++").refused(2, "no letter or digit", "karma data search")
 
 
 def test_escape_codes_in_a_conversation_do_not_reach_the_terminal(karma: Karma, tmp_path: Path) -> None:

@@ -145,6 +145,16 @@ def test_a_bad_element_of_an_array_costs_only_itself(path: Path) -> None:
     assert [value for number, value in found if number in (2, 6)] == [{"a": 1}, {"a": '"]'}]
 
 
+def test_an_element_of_an_array_has_a_number_though_all_are_in_one_line(path: Path) -> None:
+    path.write_bytes(b'[{"a": 1}, {"a": nope}, {"a": 3}, 4]')
+    found = list(read_tolerant(path))
+    assert [(line.number, line.element) for line in found] == [(1, 1), (1, 2), (1, 3), (1, 4)]
+    assert found[1].problem is not None
+    assert found[1].problem.message.startswith(f"{path} line 1 (element 2): not JSON")
+    path.write_bytes(b'{"a": 1}\n{"a": nope}')
+    assert [(line.place, line.element) for line in read_tolerant(path)] == [("line 1", None), ("line 2", None)]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -36,16 +36,23 @@ class Line:
     """One record of a file.
 
     Attributes:
-        number: line on which it begins, from 1.
+        number: line (of a table: row) on which it begins, from 1.
         value: what it says, unless there is a problem.
         problem: why it cannot be used, or None.
         read_bytes: bytes of the file that were read so far.
+        element: its number in the array, from 1; None in a file of lines.
     """
 
     number: int
     value: Any
     problem: DataError | None
     read_bytes: int
+    element: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it is in the file, for errors: an array may be one line."""
+        return _place(self.number, self.element)
 
 
 def read_tolerant(path: Path, *, longest: int = LONGEST) -> Iterator[Line]:
@@ -93,14 +100,14 @@ class _Source:
             self._read = before
             self._next = self._file.read(_BLOCK)
 
-    def _line(self, number: int, held: list[bytes], size: int) -> Line:
-        where = f"{self._name} line {number}"
+    def _line(self, number: int, held: list[bytes], size: int, element: int | None = None) -> Line:
+        where = f"{self._name} {_place(number, element)}"
         if size > self._longest:
-            return Line(number, None, _too_long(where, size, self._longest), self._read)
+            return Line(number, None, _too_long(where, size, self._longest), self._read, element)
         try:
-            return Line(number, parse_json(b"".join(held), where), None, self._read)
+            return Line(number, parse_json(b"".join(held), where), None, self._read, element)
         except DataError as problem:
-            return Line(number, None, problem, self._read)
+            return Line(number, None, problem, self._read, element)
 
     def lines(self, number: int) -> Iterator[Line]:
         """One record per line."""
@@ -124,6 +131,7 @@ class _Source:
         """The elements of one array. Their ends are found by brackets and quotes, so a bad one costs only itself."""
         start, begun = number, False  # line of the record's first sign, once that has come
         depth, in_string, skip, closed = 0, False, False, False
+        element = 1
         held: list[bytes] = []
         size = 0
 
@@ -162,21 +170,27 @@ class _Source:
                     keep(block[at : place - 1])
                     self._read = before + place
                     if size > self._longest or any(part.strip() for part in held):
-                        yield self._line(start, held, size)
+                        yield self._line(start, held, size, element)
                     elif not closed:
-                        yield self._problem(number, "nothing before a comma")
+                        yield self._problem(number, "nothing before a comma", element)
+                    element += 1
                     held, size, at, start, begun = [], 0, place, number, False
             if closed and block[at:].strip():
-                yield self._problem(number, "text after the end of the array; what follows was not read")
+                yield self._problem(number, "text after the end of the array; what follows was not read", None)
                 return
             if not closed:
                 keep(block[at:])
         if not closed:
-            yield self._problem(start, "the file ends before the array does; its last record")
+            yield self._problem(start, "the file ends before the array does; its last record", element)
 
-    def _problem(self, number: int, what: str) -> Line:
-        where = f"{self._name} line {number}"
-        return Line(number, None, DataError(f"{where}: not JSON ({what}).", "Correct the file."), self._read)
+    def _problem(self, number: int, what: str, element: int | None) -> Line:
+        where = f"{self._name} {_place(number, element)}"
+        problem = DataError(f"{where}: not JSON ({what}).", "Correct the file.")
+        return Line(number, None, problem, self._read, element)
+
+
+def _place(number: int, element: int | None) -> str:
+    return f"line {number}" if element is None else f"line {number} (element {element})"
 
 
 def _too_long(where: str, size: int, longest: int) -> DataError:

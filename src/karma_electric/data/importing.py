@@ -30,7 +30,10 @@ _BATCH, _BATCH_BYTES = 500, 8 << 20  # what one transaction holds at most
 
 @dataclass(frozen=True)
 class Problem:
-    """A record that was left out: the file and line (or row), what was found and expected, and what to do."""
+    """A record that was left out: where in which file, what was found and expected, and what to do.
+
+    `line` is its number there: the line, of a table the row, of a JSON array the element.
+    """
 
     where: str
     line: int
@@ -162,17 +165,18 @@ class _Import:
         size = max(self._file.stat().st_size, 1)
         written = 0  # bytes of the file that are in the workbench
         for line in self._lines():
-            where = f"{self._file} {self._unit} {line.number}"
+            place = f"row {line.number}" if self._unit == "row" else line.place
+            where, number = f"{self._file} {place}", line.element or line.number
             try:
                 if line.problem is not None:
                     raise line.problem
                 self._format = self._format or self._detect(line.value, where)
-                self._waiting.append((line.number, where, self._reader(self._format)(line.value, where)))
+                self._waiting.append((number, where, self._reader(self._format)(line.value, where)))
             except InputError as problem:
-                self.report.leave_out(where, line.number, problem)
+                self.report.leave_out(where, number, problem)
             except RecursionError:
                 self.report.leave_out(
-                    where, line.number, DataError(f"{where}: brackets are nested too deeply.", "Correct it.")
+                    where, number, DataError(f"{where}: brackets are nested too deeply.", "Correct it.")
                 )
             if len(self._waiting) >= _BATCH or line.read_bytes - written > _BATCH_BYTES:
                 self._flush()
