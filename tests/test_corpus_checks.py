@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from embedded import sentence_model
 from karma_electric.cli.data.card import TITLE, metadata, render
 from karma_electric.cli.main import app
-from karma_electric.core.errors import GateError, KarmaError
+from karma_electric.core.errors import DataError, GateError, KarmaError
 from karma_electric.core.messages import Message, assistant, user
 from karma_electric.core.resources import resource_root
 from karma_electric.data import code_parsers
@@ -316,6 +316,51 @@ def test_ones_own_corpus_is_checked_by_the_same_rules(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["data", "check", str(bad), "--no-semantic", "--json"])
     [finding] = json.loads(result.stdout)["findings"]
     assert (finding["check"], finding["id"], finding["evidence"]) == ("contacts", "adversarial-0001", "0800 123 4567")
+
+
+def malformed(folder: Path, count: int) -> Path:
+    """A corpus of one good example and `count` lines that are none, for four reasons."""
+    good = example(1, "Do bees sleep?", "They do, mostly at night.").as_dict()
+    bad = ["{", json.dumps(good), json.dumps(good | {"id": "x", "tags": []}), json.dumps(good | {"id": "y", "z": 1})]
+    folder.mkdir()
+    lines = [json.dumps(good), *(bad[number % 4] for number in range(count - 1))]
+    (folder / "adversarial.jsonl").write_text("\n\n".join(lines))
+    (folder / "crisis-response.jsonl").write_text(json.dumps(good | {"id": "w"}) + "\n")
+    return folder
+
+
+def test_all_malformed_lines_are_named_at_once(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["data", "check", str(malformed(tmp_path / "c", 5)), "--no-semantic"])
+    assert isinstance(result.exception, DataError)
+    assert result.exception.message == "5 of 6 lines are no examples."
+    lines = result.stdout.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [
+        *(f"adversarial.jsonl line {number}" for number in (3, 5, 7, 9)),
+        "crisis-response.jsonl line 1",
+    ]
+    said = (
+        "not JSON",
+        "already used in adversarial.jsonl line 1",
+        "'tags' is []",
+        "unknown key 'z'",
+        "does not belong",
+    )
+    assert all(what in line for what, line in zip(said, lines, strict=True))
+
+
+def test_twenty_malformed_lines_are_shown_and_the_others_counted(tmp_path: Path) -> None:
+    folder = str(malformed(tmp_path / "c", 30))
+    shown = CliRunner().invoke(app, ["data", "check", folder, "--no-semantic"]).stdout.splitlines()
+    assert (len(shown), shown[-1]) == (21, "and 10 more: --json lists them")
+    found = json.loads(CliRunner().invoke(app, ["data", "check", folder, "--no-semantic", "--json"]).stdout)
+    assert (found["examples"], len(found["malformed"])) == (1, 30)
+
+
+def test_a_single_malformed_line_is_the_error(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["data", "check", str(malformed(tmp_path / "c", 1)), "--no-semantic"])
+    assert result.stdout == ""
+    assert isinstance(result.exception, DataError)
+    assert result.exception.message.startswith("crisis-response.jsonl line 1: category 'adversarial'")
 
 
 # --- the dataset card

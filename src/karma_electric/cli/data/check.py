@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from karma_electric.core.errors import DataError
+
+_SHOWN = 20  # malformed lines; --json has them all
 
 
 def check(
@@ -24,7 +29,7 @@ def check(
 ) -> None:
     """Check a corpus: form, openings, lengths, repeats, likeness, contamination, code, telephone numbers, addresses.
 
-    Exit code 1 if anything is to be corrected, 2 for a line that is no example.
+    Exit code 1 if anything is to be corrected, 2 for lines that are no examples: those are all named first.
 
     Example: karma data check corpus
     """
@@ -35,10 +40,12 @@ def check(
     from karma_electric.core.progress import Console
     from karma_electric.core.resources import resource_root
     from karma_electric.data.checks import run_checks
-    from karma_electric.data.corpus import read_corpus
+    from karma_electric.data.corpus import scan_corpus
     from karma_electric.data.decontaminate import read_references
 
-    examples = read_corpus(folder)
+    examples, malformed = scan_corpus(folder)
+    if malformed:
+        raise _report_malformed(malformed, len(examples), json_=json_)
     references = read_references(against or [resource_root("suites")])
     loaded = None
     if not no_semantic:
@@ -65,3 +72,23 @@ def check(
             )
     if report.findings:
         raise GateError(f"{len(report.findings)} findings.", "Correct them in the files and check again.")
+
+
+def _report_malformed(problems: list[DataError], good: int, *, json_: bool) -> DataError:
+    """Print what is wrong with each line, unless it is a single one; returns the error to end with."""
+    import json
+
+    from karma_electric.core.errors import DataError
+
+    if json_:
+        print(json.dumps({"examples": good, "malformed": [str(problem) for problem in problems]}, indent=2))
+    elif len(problems) > 1:
+        for problem in problems[:_SHOWN]:
+            print(problem)
+        if len(problems) > _SHOWN:
+            print(f"and {len(problems) - _SHOWN} more: --json lists them")
+    if len(problems) == 1:
+        return problems[0]
+    return DataError(
+        f"{len(problems)} of {good + len(problems)} lines are no examples.", "Correct them and check again."
+    )
