@@ -14,6 +14,7 @@ _SHOWN = 20  # malformed lines; --json has them all
 
 
 def check(
+    ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(help="A corpus folder: one .jsonl file per category.")] = Path("corpus"),
     against: Annotated[
         list[Path] | None,
@@ -35,6 +36,7 @@ def check(
     """
     import json
 
+    from karma_electric.cli.data.given import refuse_unused_semantic
     from karma_electric.core.errors import GateError
     from karma_electric.core.extras import require
     from karma_electric.core.progress import Console
@@ -43,6 +45,7 @@ def check(
     from karma_electric.data.corpus import scan_corpus
     from karma_electric.data.decontaminate import read_references
 
+    refuse_unused_semantic(ctx, no_semantic=no_semantic)
     examples, malformed = scan_corpus(folder)
     if malformed:
         raise _report_malformed(malformed, len(examples), json_=json_)

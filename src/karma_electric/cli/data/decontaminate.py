@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def decontaminate(
+    ctx: typer.Context,
     file: Annotated[
         Path | None,
         typer.Argument(help="A .jsonl file or a folder of them, such as corpus; the workbench when not given."),
@@ -46,6 +47,7 @@ def decontaminate(
     import json
 
     from karma_electric.cli.data import pairs
+    from karma_electric.cli.data.given import refuse_unused, refuse_unused_semantic
     from karma_electric.core.artifact import write_json
     from karma_electric.core.errors import GateError
     from karma_electric.core.extras import require
@@ -53,6 +55,9 @@ def decontaminate(
     from karma_electric.core.resources import resource_root
     from karma_electric.data.decontaminate import Passage, find_overlaps, read_references, reference_files
 
+    refuse_unused_semantic(ctx, no_semantic=no_semantic)
+    if file is not None:
+        refuse_unused(ctx, "database", why=f"{file} is read, no workbench", hint="Leave out one of them.")
     pairs.require_target(file, apply=apply, out=out)
     paths = against or [resource_root("suites")]
     references = read_references(paths)

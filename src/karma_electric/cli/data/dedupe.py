@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def dedupe(
+    ctx: typer.Context,
     file: Annotated[
         Path | None, typer.Argument(help="A .jsonl file, or a folder of them; the workbench when not given.")
     ] = None,
@@ -50,11 +51,15 @@ def dedupe(
     import json
 
     from karma_electric.cli.data import pairs
+    from karma_electric.cli.data.given import refuse_unused, refuse_unused_semantic
     from karma_electric.core.artifact import write_json
     from karma_electric.core.extras import require
     from karma_electric.core.progress import Console
     from karma_electric.data.dedupe import Item, counts, find_duplicates
 
+    refuse_unused_semantic(ctx, no_semantic=no_semantic)
+    if file is not None:
+        refuse_unused(ctx, "database", why=f"{file} is read, no workbench", hint="Leave out one of them.")
     require("data")
     pairs.require_target(file, apply=apply, out=out)
     if file is None:

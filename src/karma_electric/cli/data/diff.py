@@ -17,6 +17,7 @@ _SHOWN = 10  # ids per list; --json has them all
 
 
 def diff(
+    ctx: typer.Context,
     before: Annotated[str, typer.Argument(help="A release's folder, or its name in the workbench.")],
     after: Annotated[str, typer.Argument(help="The release to compare it with.")],
     database: Workbench = Path("workbench.db"),
@@ -28,8 +29,11 @@ def diff(
     """
     import json
 
+    from karma_electric.cli.data.given import refuse_unused
     from karma_electric.data.release_diff import compare
 
+    if Path(before).is_dir() and Path(after).is_dir():
+        refuse_unused(ctx, "database", why="both releases are folders", hint="Leave it out.")
     first, second = _open(before, database), _open(after, database)
     found = compare(first, second)
     if json_:

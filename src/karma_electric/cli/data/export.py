@@ -18,6 +18,7 @@ _SHOWN = 10  # candidates that were left out; --json has them all
 
 
 def export(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Argument(help="File to write; with --format karma also a corpus folder.")],
     database: Workbench = Path("workbench.db"),
     format_: Annotated[
@@ -57,6 +58,7 @@ def export(
     """
     import json
 
+    from karma_electric.cli.data.given import refuse_unused
     from karma_electric.core.errors import GateError, InputError
     from karma_electric.data.example import CATEGORIES, STATUSES
     from karma_electric.data.exporting import (
@@ -86,6 +88,9 @@ def export(
             "--salvage saves everything, into one file.",
             "Leave out the other options: karma data export saved.jsonl --salvage",
         )
+    if is_corpus:
+        why = "a corpus is brought up to date, and nothing in it is removed"
+        refuse_unused(ctx, "force", why=why, hint="Leave it out, or name a .jsonl file.")
     unreadable = 0
 
     def readable(store: Store) -> Iterator[Candidate]:

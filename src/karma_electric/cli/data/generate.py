@@ -30,6 +30,7 @@ _SHOWN = 10
 
 
 def generate(
+    ctx: typer.Context,
     model: Model,
     prompts: Annotated[
         str, typer.Option("--prompts", help="JSONL with 'prompt' or 'messages' per line; - reads standard input.")
@@ -73,12 +74,17 @@ def generate(
 
     Example: karma data generate ollama/llama3.1 --prompts seeds.jsonl --samples 3 --license llama3.1
     """
+    from karma_electric.cli.data.given import refuse_unused
     from karma_electric.core.errors import InputError
     from karma_electric.core.progress import Console
     from karma_electric.data.example import CATEGORIES
 
     if category is not None and category not in CATEGORIES:
         raise InputError(f"--category {category!r} is unknown.", f"Give one of {', '.join(CATEGORIES)}.")
+    if system_prompt is not None:
+        refuse_unused(
+            ctx, "recipe", why="--system-prompt takes the place of its persona", hint="Leave out one of them."
+        )
     asked = _read(prompts)[:limit]
     persona = _system_prompt(system_prompt, recipe)
     from karma_electric.data.generate import Plan, generate_candidates

@@ -16,6 +16,7 @@ _SHOWN = 20  # problems per file; --json has them all
 
 
 def import_(
+    ctx: typer.Context,
     paths: Annotated[
         list[Path], typer.Argument(help="JSON Lines, JSON arrays or Parquet; a folder is read as a corpus.")
     ],
@@ -47,6 +48,7 @@ def import_(
     import json
     from dataclasses import asdict
 
+    from karma_electric.cli.data.given import refuse_unused
     from karma_electric.core.errors import DataError, GateError, InputError
     from karma_electric.core.progress import Console
     from karma_electric.data.example import CATEGORIES
@@ -59,6 +61,9 @@ def import_(
         raise InputError(f"--format {format_!r} is unknown.", f"Give one of {', '.join(known)}.")
     if category is not None and category not in CATEGORIES:
         raise InputError(f"--category {category!r} is unknown.", f"Give one of {', '.join(CATEGORIES)}.")
+    if format_ == GRADES:
+        why = "grades belong to conversations that are there already, and are never replaced"
+        refuse_unused(ctx, "source", "license_", "category", "replace", why=why, hint="Leave it out.")
     wishes = Wishes(format=format_, source=source, license=license_, category=category, replace=replace)
     files = plan_files(paths, wishes)
     reports: list[FileReport] = []

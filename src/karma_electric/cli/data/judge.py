@@ -30,6 +30,7 @@ _SHOWN = 10  # ids per list; --json has them all
 
 
 def judge(
+    ctx: typer.Context,
     model: Model,
     pairs: Annotated[
         str | None, typer.Argument(metavar="[PAIRS]", help="With --check: the pairs; suites/judge-pairs.jsonl else.")
@@ -66,12 +67,16 @@ def judge(
 
     Example: karma data judge ollama/llama3.1 --db workbench.db --samples 3
     """
+    from karma_electric.cli.data.given import refuse_unused
     from karma_electric.core.errors import InputError
 
     if pairs is not None and not check:
         raise InputError(f"{pairs!r} is given, but --check is not.", "Pairs are for: karma data judge MODEL --check")
     if check and (status or category or ids):
         raise InputError("--check grades pairs, not candidates.", "Leave out --status, --category and --ids.")
+
+    if not check:
+        refuse_unused(ctx, "force", why="it repeats a check", hint="Leave it out, or add --check.")
 
     def ask() -> Asker:
         return open_asker(

@@ -18,6 +18,7 @@ _BATCH = 200  # candidates per transaction: what a kill can cost
 
 
 def penalize(
+    ctx: typer.Context,
     source: Annotated[
         Path | None, typer.Argument(help="A .jsonl file or a folder of them; the workbench when not given.")
     ] = None,
@@ -63,12 +64,33 @@ def penalize(
     chosen = [name for name, given in (("--text", text), ("--measure", measure), ("a source", source)) if given]
     if len(chosen) > 1:
         raise InputError(f"{chosen[0]} and {chosen[1]} exclude each other.", "Give one of them.")
+    _refuse_unused(ctx, source, text, measure)
     if text is not None:
         _one(text, prompt, category, json_)
     elif measure is not None:
         _measured(measure, split, markdown, json_)
     else:
         _all(source, database, status, category, show, json_)
+
+
+def _refuse_unused(ctx: typer.Context, source: Path | None, text: str | None, measure: Path | None) -> None:
+    from karma_electric.cli.data.given import refuse_unused
+
+    if text is not None:
+        why = "--text reads one answer, and no candidates"
+        refuse_unused(ctx, "database", "status", "show", why=why, hint="Leave it out.")
+    else:
+        refuse_unused(ctx, "prompt", why="it belongs to an answer", hint="Give the answer: --text TEXT")
+    if measure is not None:
+        why = "--measure reads labelled sentences, and no candidates"
+        refuse_unused(ctx, "database", "status", "category", "show", why=why, hint="Leave it out.")
+    else:
+        why = "it belongs to a measurement"
+        refuse_unused(ctx, "split", "markdown", why=why, hint="Name the labelled sentences: --measure FILE")
+    if source is not None:
+        refuse_unused(ctx, "database", why=f"{source} is read, no workbench", hint="Leave out one of them.")
+    if ctx.params.get("json_"):
+        refuse_unused(ctx, "markdown", "show", why="--json prints everything, as JSON", hint="Leave out one of them.")
 
 
 def _one(text: str, prompt: str | None, category: str | None, json_: bool) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def review(
+    ctx: typer.Context,
     database: Workbench = Path("workbench.db"),
     status: Annotated[
         str, typer.Option("--status", help="Which to go through: candidate, accepted, rejected or all.")
@@ -42,6 +43,7 @@ def review(
     import json
     import sys
 
+    from karma_electric.cli.data.given import refuse_unused
     from karma_electric.core.errors import InputError
     from karma_electric.core.extras import require
     from karma_electric.data.example import CATEGORIES, STATUSES
@@ -57,6 +59,8 @@ def review(
         except (KeyError, OSError):  # no such user in this container
             reviewer = "unknown"
     if accept or reject:
+        why = "--accept and --reject name the candidates"
+        refuse_unused(ctx, "status", "category", why=why, hint="Leave it out.")
         if reject and not reason.strip():
             raise InputError("--reject needs a reason.", "Add one: --reason 'invents a statute'")
         with Store.open(database) as store:
@@ -66,6 +70,9 @@ def review(
         else:
             print(f"{database}: " + ", ".join(f"{len(ids)} {name}" for name, ids in decided.items() if ids))
         return
+    refuse_unused(
+        ctx, "reason", "json_", why="decisions are made on the screen", hint="Add --accept ID or --reject ID."
+    )
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise InputError(
             "Reviewing needs a terminal, and this is none.",
