@@ -198,8 +198,9 @@ def train_table(found: Any) -> list[str]:
             f"{row['peak_bytes'] / 1e9:.2f} GB | {row['mean_loss']:.3f} | {row['validation_loss']:.4f} |"
         )
     said = (
-        f"Recipe `{found['recipe']}`, {found['steps']['karma']} steps each, padding not counted as tokens; validation loss differs by "
-        f"{found['validation_loss_difference']:+.2%}. {found['threads']} threads, {found['hardware'].get('processor', 'cpu')}."
+        f"Recipe `{found['recipe']}`, {found['steps']['karma']} steps each, padding not counted as tokens; validation "
+        f"loss differs by {found['validation_loss_difference']:+.2%}. {found['threads']} threads, "
+        f"{found['hardware'].get('processor', 'cpu')}."
     )
     return [*lines, "", said]
 
@@ -214,6 +215,7 @@ def stops_table(found: Any) -> list[str]:
 
 BENCHMARKS = {
     "extract": extract_table,
+    "extract_other": extract_table,
     "cap_overhead": overhead_table,
     "neuron": neuron_table,
     "train": train_table,

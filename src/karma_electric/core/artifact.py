@@ -291,8 +291,11 @@ def hardware() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        found["processor"] = names[0] if names else platform.processor()
+        said = dict(reversed([tuple(part.strip() for part in line.split(":", 1)) for line in lines if ":" in line]))
+        name = said.get("model name", platform.processor())
+        if {"cpu family", "model"} <= said.keys():  # virtual machines often tell no more than the maker by name
+            name = f"{name} (family {said['cpu family']}, model {said['model']})"
+        found["processor"] = name
     import sys
 
     torch = sys.modules.get("torch")  # asked only where a stage has loaded it
