@@ -3,7 +3,7 @@
 The model answers fixed user turns. Each answer is measured while it is generated, and again from the saved text as
 `karma drift` does: the last columns say how far the two are apart. Without a run there is nothing to do.
 
-    python benchmarks/drift.py [runs/demo] [--max-new-tokens 90] [--seed 3]
+    python benchmarks/drift.py [runs/demo] [--max-new-tokens 90] [--seed 3] [--out FILE]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from karma_electric.cli.chat import open_session
+from karma_electric.core.artifact import code_version, hardware, write_json
 from karma_electric.core.messages import assistant, user
 from karma_electric.core.progress import Silent
 from karma_electric.models.engines.protocol import Sampling
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("run", nargs="?", type=Path, default=Path("runs/demo"))
     parser.add_argument("--max-new-tokens", type=int, default=90)
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     if not (options.run / "axis" / "cap.json").is_file():
         print(f"skipped: there is no run at {options.run} (karma run recipes/demo.toml)")
@@ -59,6 +61,7 @@ def main() -> None:
     print(f"alarm level {gauge.alarm.level:+.2f} sd, {gauge.alarm.source}; seed {options.seed}")
     print("| conversation | alpha | answers | mean drift of the answers | rank | text: mean off by | tokens off by |")
     print("|---|---|---|---|---|---|---|")
+    rows = []
     for name, lines in TALKS.items():
         for alpha in (0.0, 0.5):
             session.history.clear()
@@ -83,11 +86,25 @@ def main() -> None:
                 for a, b in zip(t.tokens, turn.drift.tokens, strict=False)
                 if a is not None and b is not None
             ]
+            rows.append(
+                {
+                    "conversation": name,
+                    "alpha": alpha,
+                    "means": means,
+                    "ranks": ranks,
+                    "text_means_off": off,
+                    "text_tokens_off": max(apart),
+                }
+            )
             print(
                 f"| {name} | {alpha:g} | {len(means)} | {min(means):+.2f} to {max(means):+.2f} "
                 f"| {min(ranks):.0%} to {max(ranks):.0%} | {off:.3f} | {max(apart):.3f} |",
                 flush=True,
             )
+    if options.out:
+        alarm = {"level": gauge.alarm.level, "source": gauge.alarm.source}
+        found = {"rows": rows, "alarm": alarm, "seed": options.seed, "max_new_tokens": options.max_new_tokens}
+        write_json(options.out, {**found, "hardware": hardware(), "code": code_version()})
 
 
 if __name__ == "__main__":

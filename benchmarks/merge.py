@@ -4,7 +4,7 @@ Each merge runs in a process of its own, alternating; time and peak memory are f
 ratio, and the largest difference between the two results. With --release it also tells, for both bases, how the merged
 model does on the held-out split: loss on the answers, and KL from the adapter on the 4-bit base it was trained on.
 
-    python benchmarks/merge.py BASE ADAPTER [--release runs/demo/release] [--repeats 3]
+    python benchmarks/merge.py BASE ADAPTER [--release runs/demo/release] [--repeats 3] [--json FILE]
 
 BASE and ADAPTER default to builtin:smollm2-135m and runs/demo/adapter.
 """
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from karma_electric.core.artifact import code_version, hardware, write_json
 from karma_electric.core.recipe import MergeSection
 from karma_electric.models.loading import import_quietly, load_model, load_tokenizer, quiet_transformers
 from karma_electric.models.refs import resolve
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("adapter", nargs="?", type=Path, default=Path("runs/demo/adapter"))
     parser.add_argument("--release", type=Path, help="folder with validation.jsonl")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--one", choices=list(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -54,9 +56,11 @@ def main() -> None:
                     [*command, "--out", Path(folder) / side], capture_output=True, text=True, check=True
                 )
                 results[side].append(json.loads(done.stdout.splitlines()[-1]))
-        compare(results, Path(folder))
+        found: dict[str, Any] = {"repeats": asked.repeats, **compare(results, Path(folder))}
         if asked.release:
-            choices(base, asked.adapter, asked.release, Path(folder))
+            found["choices"] = choices(base, asked.adapter, asked.release, Path(folder))
+    if asked.json:
+        write_json(asked.json, {**found, "hardware": hardware(), "code": code_version()})
 
 
 def with_peft(base: Path, adapter: Path, out: Path) -> None:
@@ -96,7 +100,7 @@ def memory_mb(key: str) -> float:
     return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(key))
 
 
-def compare(results: dict[str, list[dict[str, float]]], folder: Path) -> None:
+def compare(results: dict[str, list[dict[str, float]]], folder: Path) -> dict[str, Any]:
     medians = {
         side: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "peak_mb")}
         for side, runs in results.items()
@@ -111,26 +115,31 @@ def compare(results: dict[str, list[dict[str, float]]], folder: Path) -> None:
     pairs = [(peft[name].read(), ours[name].read()) for name in peft]
     largest = max(float((a.float() - b.float()).abs().max()) for a, b in pairs)
     different = sum(int((a != b).sum()) for a, b in pairs)
-    print(f"largest difference {largest:g}; {different} of {sum(a.numel() for a, _ in pairs)} numbers differ")
+    numbers = sum(a.numel() for a, _ in pairs)
+    print(f"largest difference {largest:g}; {different} of {numbers} numbers differ")
+    return {"sides": medians, "largest_difference": largest, "different": different, "numbers": numbers}
 
 
-def choices(base: Path, adapter: Path, release: Path, folder: Path) -> None:
+def choices(base: Path, adapter: Path, release: Path, folder: Path) -> list[dict[str, Any]]:
     """Loss on held-out answers and KL from the trained model, for both bases."""
     import_quietly("bitsandbytes", "peft")
     tokenizer = load_tokenizer(base)
     examples = tokenize_split(read_split(release / "validation.jsonl"), tokenizer, 512).examples
     trained = adapter_on_base(base, adapter, "float32", "dequantised-nf4")
     reference = [logits(trained, example) for example in examples]
-    report("trained (adapter on the 4-bit base)", reference, reference, examples)
+    rows = [report("adapter on the 4-bit base, as trained", reference, reference, examples)]
     del trained
     for weights in ("bf16", "dequantised-nf4"):
         out = folder / weights
         merge_adapter(base, adapter, MergeSection(base=weights), out)
         model = load_model(out, dtype="float32", device="cpu")
-        report(f"merged, base {weights}", [logits(model, example) for example in examples], reference, examples)
+        found = [logits(model, example) for example in examples]
+        rows.append(report(f"merged, `{weights}`", found, reference, examples))
         del model
     plain = load_model(base, dtype="float32", device="cpu")
-    report("base without the adapter", [logits(plain, example) for example in examples], reference, examples)
+    found = [logits(plain, example) for example in examples]
+    rows.append(report("the base, without the adapter", found, reference, examples))
+    return rows
 
 
 def logits(model: Any, example: Any) -> torch.Tensor:
@@ -141,7 +150,7 @@ def logits(model: Any, example: Any) -> torch.Tensor:
     return found.float().log_softmax(-1).half()  # [learned, vocabulary]; half: they are all kept
 
 
-def report(name: str, found: list[torch.Tensor], reference: list[torch.Tensor], examples: list[Any]) -> None:
+def report(name: str, found: list[torch.Tensor], reference: list[torch.Tensor], examples: list[Any]) -> dict[str, Any]:
     nll, kl, tokens = 0.0, 0.0, 0
     for a, b, example in zip(reference, found, examples, strict=True):
         targets = torch.tensor([label for label in example.labels[1:] if label != IGNORED])
@@ -150,6 +159,7 @@ def report(name: str, found: list[torch.Tensor], reference: list[torch.Tensor], 
         kl += float((a.exp() * (a - b)).sum())
         tokens += len(targets)
     print(f"{name:>36}: loss {nll / tokens:.4f}, KL from trained {kl / tokens:.5f} nats ({tokens} tokens)")
+    return {"model": name, "loss": nll / tokens, "kl": kl / tokens, "tokens": tokens, "conversations": len(examples)}
 
 
 if __name__ == "__main__":

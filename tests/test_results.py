@@ -26,10 +26,11 @@ def test_the_readme_says_what_the_results_say(results):
     assert results.replaced(readme) == readme
 
 
-def test_the_benchmark_page_says_what_the_results_say(results):
-    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    assert results.with_benchmarks(page) == page
-    assert page.count("<!-- results: begin") == len(results.BENCHMARKS) == page.count("<!-- results: end")
+def test_the_pages_of_docs_say_what_the_results_say(results):
+    pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in results.PAGES]
+    assert [results.with_benchmarks(page) for page in pages] == pages
+    begun, ended = (sum(page.count(f"<!-- results: {mark} ") for page in pages) for mark in ("begin", "end"))
+    assert begun == ended == len(results.BENCHMARKS)
 
 
 def test_another_result_makes_another_readme(results, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Keeps the small files of a run under results/, and renders the README's figures from them.
 
 python tools/results.py keep runs/demo      copy manifests, JSON, plots and card to results/demo
-python tools/results.py render              rewrite the generated parts of README.md and docs/benchmarks.md
+python tools/results.py render              rewrite the generated parts of README.md and docs/
 python tools/results.py check               exit 1 if one of them differs from what results/ say
 """
 
@@ -213,22 +213,65 @@ def stops_table(found: Any) -> list[str]:
     return [*lines, "", f"At most {found['limit']} tokens an answer; sampled as deployed, one seed."]
 
 
+def drift_table(found: Any) -> list[str]:
+    """Mean drift of the answers of each conversation, bare model."""
+    lines = ["| conversation | answers | mean drift of the answers | rank |", "|---|---|---|---|"]
+    for row in found["rows"]:
+        if row["alpha"]:
+            continue
+        means, ranks = row["means"], row["ranks"]
+        lines.append(
+            f"| {row['conversation']} | {len(means)} | {min(means):+.2f} to {max(means):+.2f} | {min(ranks):.0%} to "
+            f"{max(ranks):.0%} |"
+        )
+    return [*lines, "", f"Cap off, temperature 0.7, seed {found['seed']}; alarm level {found['alarm']['level']:+.2f}."]
+
+
+def merge_table(found: Any) -> list[str]:
+    """Time and memory of both merges."""
+    lines = ["| Demo's adapter, 135M | Time | Peak memory above the imports |", "|---|---|---|"]
+    for side, name in (("peft", "peft, the whole model in float32"), ("streamed", "streamed")):
+        row = found["sides"][side]
+        lines.append(f"| {name} | {row['seconds']:.1f} s | {row['peak_mb']:.0f} MB |")
+    said = f"{found['different']} of {found['numbers']:,} numbers differ, by {found['largest_difference']:g} at most. "
+    return [*lines, "", f"{said}Median of {found['repeats']} alternating runs, {found['hardware']['cores']} cores."]
+
+
+def merge_base_table(found: Any) -> list[str]:
+    """What the choice of base weights costs."""
+    lines = [
+        "| Model | Loss on held-out answers | KL from the trained model, nats per token |",
+        "|---|---|---|",
+        *(f"| {row['model']} | {row['loss']:.4f} | {row['kl']:.5f} |" for row in found["choices"]),
+    ]
+    first = found["choices"][0]
+    said = f"{first['conversations']} held-out conversations, {first['tokens']:,} answer tokens, float32 arithmetic."
+    return [*lines, "", said]
+
+
+# what a table is called -> the file in results/benchmarks it is made from, and how
 BENCHMARKS = {
-    "extract": extract_table,
-    "extract_other": extract_table,
-    "cap_overhead": overhead_table,
-    "neuron": neuron_table,
-    "train": train_table,
-    "stops": stops_table,
+    "extract": ("extract", extract_table),
+    "extract_other": ("extract_other", extract_table),
+    "cap_overhead": ("cap_overhead", overhead_table),
+    "neuron": ("neuron", neuron_table),
+    "train": ("train", train_table),
+    "stops": ("stops", stops_table),
+    "drift": ("drift", drift_table),
+    "merge": ("merge", merge_table),
+    "merge_base": ("merge", merge_base_table),
 }
+PAGES = ("benchmarks.md", "drift.md", "merging.md")  # in docs/
 
 
 def with_benchmarks(page: str) -> str:
-    """docs/benchmarks.md with the tables of the benchmarks that were run made anew."""
-    for name, table in BENCHMARKS.items():
+    """A page of docs/ with its tables of benchmarks made anew, of those that were run."""
+    for name, (file, table) in BENCHMARKS.items():
         begin = f"<!-- results: begin {name} (rendered by `make results`; do not edit) -->"
         end = f"<!-- results: end {name} -->"
-        found = measured(name)
+        if begin not in page:
+            continue
+        found = measured(file)
         lines = ["Not measured yet."] if found is None else table(found)
         before, rest = page.split(begin)
         page = "\n".join([before + begin, *lines, end + rest.split(end, 1)[1]])
@@ -237,7 +280,7 @@ def with_benchmarks(page: str) -> str:
 
 def main() -> None:
     """Entry point."""
-    pages = {ROOT / "README.md": replaced, ROOT / "docs" / "benchmarks.md": with_benchmarks}
+    pages = {ROOT / "README.md": replaced, **{ROOT / "docs" / name: with_benchmarks for name in PAGES}}
     match sys.argv[1:]:
         case ["keep", run]:
             keep(Path(run))
