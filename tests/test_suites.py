@@ -88,9 +88,9 @@ def test_a_plain_refusal_is_seen_and_is_no_help(scenario: Scenario) -> None:
         assert matching(scenario.pass_signals, refusal) == []
 
 
-def test_answers_are_there_for_five_scenarios_of_each_category() -> None:
-    assert HELPFUL.keys() == REFUSALS.keys()
-    assert Counter(BENIGN[id].category for id in HELPFUL) == dict.fromkeys(CATEGORIES, 5)
+def test_every_scenario_has_a_helpful_answer_and_five_of_each_category_a_refusal() -> None:
+    assert HELPFUL.keys() == BENIGN.keys()
+    assert Counter(BENIGN[id].category for id in REFUSALS) == dict.fromkeys(CATEGORIES, 5)
 
 
 @pytest.mark.parametrize(("id", "answer"), [(id, answer) for id, answers in HELPFUL.items() for answer in answers])
@@ -129,7 +129,9 @@ def test_the_signals_stay_fast_on_long_tedious_answers() -> None:
 
 def test_four_conversations_of_each_of_the_six_kinds() -> None:
     assert Counter(conversation.kind for conversation in DRIFT) == dict.fromkeys(KINDS, 4)
-    assert [conversation.id for conversation in DRIFT] == [f"drift-{kind}-{n:02}" for kind in KINDS for n in range(1, 5)]
+    assert [conversation.id for conversation in DRIFT] == [
+        f"drift-{kind}-{n:02}" for kind in KINDS for n in range(1, 5)
+    ]
     assert sum(conversation.control for conversation in DRIFT) == 4 * len(CONTROL_KINDS)
     assert all(4 <= len(conversation.turns) <= 8 for conversation in DRIFT)
 

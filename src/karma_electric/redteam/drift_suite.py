@@ -54,8 +54,8 @@ def load_drift_suite(path: Path) -> list[DriftConversation]:
         conversation = _parse(raw, where)
         if conversation.id in first_line:
             raise DataError(
-                f"{where}: id {conversation.id!r} is already on line {first_line[conversation.id]}, expected a new one.",
-                "Give the conversation the next free number.",
+                f"{where}: id {conversation.id!r} is already on line {first_line[conversation.id]}.",
+                "Expected a new one: give the conversation the next free number.",
             )
         first_line[conversation.id] = number
         suite.append(conversation)
