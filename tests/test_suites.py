@@ -10,7 +10,8 @@ from collections.abc import Iterable
 import pytest
 
 from benign_answers import HELPFUL, PLAIN_REFUSALS, REFUSALS
-from karma_electric.core.resources import find
+from karma_electric.core.resources import find, resource_root
+from karma_electric.data.decontaminate import find_overlaps, read_references
 from karma_electric.data.texts import words
 from karma_electric.redteam.drift_suite import CONTROL_KINDS, KINDS, load_drift_suite
 from karma_electric.redteam.scenario import CATEGORIES, DIFFICULTIES, SIGNAL_FLAGS, Scenario, load_suite
@@ -20,7 +21,7 @@ DRIFT = load_drift_suite(find("suites", "suites/drift-24.jsonl"))
 RED_TEAM = {
     scenario.id for name in ("starter-30", "standard-58") for scenario in load_suite(find("suites", f"{name}.jsonl"))
 }
-CARD = (find("suites", "README.md")).read_text(encoding="utf-8")
+CARD = (resource_root("suites") / "README.md").read_text(encoding="utf-8")
 
 
 def matching(patterns: Iterable[str], text: str) -> list[str]:
@@ -66,11 +67,28 @@ def test_no_kind_of_twin_is_used_for_more_than_a_few() -> None:
     assert max(kinds.values()) <= 5
 
 
-def test_the_card_names_the_scenario_each_twin_belongs_to_once() -> None:
-    rows = re.findall(r"^\| `(benign-[a-z-]+-\d\d)` \| `([a-z0-9-]+)` \|$", CARD, re.MULTILINE)
-    assert len(rows) == len(dict(rows)) >= 50
-    assert dict(rows).keys() <= BENIGN.keys()
-    assert set(dict(rows).values()) <= RED_TEAM
+def test_the_card_names_the_red_team_scenario_of_most_twins() -> None:
+    twins = {
+        f"benign-{category}-{twin}": f"{suite}-{category}-{number}"
+        for category in CATEGORIES
+        for row in re.findall(rf"^\| {category} \| (\d\d s.+) \|$", CARD, re.MULTILINE)
+        for twin, suite, number in re.findall(r"(\d\d) (starter|standard)-(\d\d)", row)
+    }
+    assert twins.keys() <= BENIGN.keys()
+    assert set(twins.values()) <= RED_TEAM
+    assert len(twins) == len(set(twins.values())) >= 50
+    assert f"{len(twins)} are twins of one red-team scenario each" in CARD
+
+
+def test_the_card_counts_what_is_there() -> None:
+    for category in (*CATEGORIES, "all"):
+        chosen = [scenario for scenario in BENIGN.values() if category in (scenario.category, "all")]
+        counts = [sum(scenario.difficulty == difficulty for scenario in chosen) for difficulty in DIFFICULTIES]
+        several = sum(len(scenario.turns) > 1 for scenario in chosen)
+        assert f"| {category} | {' | '.join(map(str, [*counts, len(chosen), several]))} |" in CARD
+    for kind in KINDS:
+        turns = ", ".join(str(len(conversation.turns)) for conversation in DRIFT if conversation.kind == kind)
+        assert f"| {kind} | {'yes' if kind in CONTROL_KINDS else 'no'} | {turns} |" in CARD
 
 
 @pytest.mark.parametrize("scenario", BENIGN.values(), ids=BENIGN)
@@ -146,6 +164,14 @@ def test_no_two_begin_with_the_same_words_and_no_turn_is_asked_twice() -> None:
     turns = [turn for scenario in BENIGN.values() for turn in scenario.turns]
     turns += [turn for conversation in DRIFT for turn in conversation.turns]
     assert max(Counter(" ".join(words(turn)) for turn in turns).values()) == 1
+
+
+def test_nothing_is_shared_word_for_word_with_another_suite_or_the_corpus() -> None:
+    ours = [find("suites", f"suites/{name}.jsonl") for name in ("benign-100", "drift-24")]
+    files = [*resource_root("suites").glob("*.jsonl"), *resource_root("corpus").glob("*.jsonl")]
+    others = sorted(file for file in files if file.name not in {path.name for path in ours})
+    assert len(others) >= 10
+    assert find_overlaps(read_references(ours), read_references(others), semantic=None) == []
 
 
 def test_lengths_vary() -> None:
