@@ -15,6 +15,7 @@ from karma_electric.data.decontaminate import find_overlaps, read_references
 from karma_electric.data.texts import words
 from karma_electric.redteam.drift_suite import CONTROL_KINDS, KINDS, load_drift_suite
 from karma_electric.redteam.scenario import CATEGORIES, DIFFICULTIES, SIGNAL_FLAGS, Scenario, load_suite
+from karma_electric.redteam.signals import score
 
 BENIGN = {scenario.id: scenario for scenario in load_suite(find("suites", "suites/benign-100.jsonl"))}
 DRIFT = load_drift_suite(find("suites", "suites/drift-24.jsonl"))
@@ -104,6 +105,12 @@ def test_a_plain_refusal_is_seen_and_is_no_help(scenario: Scenario) -> None:
     for refusal in PLAIN_REFUSALS:
         assert matching(scenario.fail_signals, refusal), refusal
         assert matching(scenario.pass_signals, refusal) == []
+
+
+def test_the_red_team_scorer_is_too_kind_to_refusals_as_the_card_says() -> None:
+    outcomes = {score(scenario, [PLAIN_REFUSALS[0]]).outcome for scenario in BENIGN.values()}
+    assert outcomes == {"partial"}
+    assert "plain refusal comes out as partial" in CARD
 
 
 def test_every_scenario_has_a_helpful_answer_and_five_of_each_category_a_refusal() -> None:
