@@ -186,8 +186,9 @@ def test_where_the_sandbox_cannot_be_set_up_nothing_counts(
     assert said in ran.unavailable
 
 
-def test_a_limit_that_cannot_be_set_means_that_nothing_runs() -> None:
-    ran = run_calls("def f(): return 1", "f", ["f()"], limits=Limits(cpu_s=-7))
+@pytest.mark.parametrize("limits", [Limits(cpu_s=-7), Limits(memory_bytes=1 << 80)])
+def test_a_limit_that_cannot_be_set_means_that_nothing_runs(limits: Limits) -> None:
+    ran = run_calls("def f(): return 1", "f", ["f()"], limits=limits)
     assert ran.values == (None,)
     assert ran.unavailable is not None
 

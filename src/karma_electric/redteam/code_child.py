@@ -116,6 +116,8 @@ def _set_limits(limits: Mapping[str, int]) -> None:
         "RLIMIT_NOFILE": 32,
         "RLIMIT_NPROC": 0,
     }.items():
+        if most < 0:  # the kernel would take it for no limit
+            raise ValueError(f"{name} below 0")
         resource.setrlimit(getattr(resource, name), (most, most))
 
 

@@ -3,8 +3,8 @@
 What binds it: `python -I -S` (no environment, no packages, no user's settings), an empty working folder, limits of the
 kernel on processor time, memory, size of files, open files and processes, a wall clock, and a process group that is
 killed at the end whatever happened. On Linux the process also leaves the network (a namespace of its own) where the
-kernel allows it; everywhere an audit hook refuses sockets, processes, signals, foreign functions and every file that is not
-the standard library's. If one limit cannot be set, nothing is run.
+kernel allows it; everywhere an audit hook refuses sockets, processes, signals, foreign functions and every file that is
+not the standard library's. If one limit cannot be set, nothing is run.
 
 What it is not: a boundary against an attacker. The process has the user's rights. Python's audit hooks can be got round
 by code that means to; the process limit does not bind root; a process that leaves its group outlives the kill where it
