@@ -77,7 +77,9 @@ def import_(
         raise InputError(f"{out} is a folder, expected a file.", "Give a name ending in .jsonl.")
     if not out.parent.is_dir():
         raise MissingError(f"The folder {out.parent} does not exist.", "Make it, or write elsewhere.")
-    if out.exists() and (not force or out.samefile(file)):
+    if out.exists() and file.exists() and out.samefile(file):
+        raise InputError(f"{out} is the file to import.", "Write elsewhere.")
+    if out.exists() and not force:
         raise InputError(f"{out} is there already.", "Write elsewhere, or replace it with --force.")
 
     imported = import_scenarios(file, format_, benign=benign)

@@ -1,8 +1,8 @@
 """Finds the number that an answer ends up with, and the value it has in the unit that was asked for.
 
 Rules, in this order: the numbers after the last "answer is", "answer:" or boxed; else those of the last sentence that
-has any. Of these the last, after an equals sign if there is one; numbers that the question gave already count only
-if there is no other. Figures win over words ("seven"), and words are read up to the thousands.
+has any. Of these the one behind the last equals sign; else the first behind "answer is"; else the last, and one that
+the question gave already only if there is no other. Figures win over words ("seven"), which are read up to thousands.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _NUMBER = re.compile(
 )
 _LIST_MARK = re.compile(r"^\s*(?:#+\s*)?(?:step\s+)?\d{1,2}[.):]\s+(?=\S)", re.IGNORECASE | re.MULTILINE)
 _CUE = re.compile(
-    r"\b(?:answer|result|solution)\b(?:\s+(?:is|was|would be|equals)\b)?\s*:?|\\boxed|####", re.IGNORECASE
+    r"\b(?:answer|result|solution)\b(?P<said>\s+(?:is|was|would be|equals)\b\s*:?|\s*:)?|(?:\\boxed|####)(?P<boxed>)",
+    re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=\D|$)|\n+")
 _ONES = (
@@ -60,15 +61,17 @@ def final_number(answer: str, prompt: str, units: Mapping[str, float] | None = N
     marks = len(_LIST_MARK.findall(text))
     if marks > 1 or (marks and len(numbers(text)) > 1):
         text = _LIST_MARK.sub("", text)
-    segment = _after_cue(text, units)
+    segment, announced = _where_it_ends(text, units)
     found = numbers(segment, units)
     if not found:
         return None
+    after_equals = [number for number in found if number.start > segment.rfind("=")] if "=" in segment else []
+    if after_equals:
+        return after_equals[0]
+    if announced:
+        return found[0]
     asked = {number.value for number in numbers(prompt, units)}
-    new = [number for number in found if number.value not in asked]
-    equals = segment.rfind("=")
-    after = [number for number in found if number.start > equals] if equals >= 0 else []
-    return (after or new or found)[-1] if not after else after[0]
+    return ([number for number in found if number.value not in asked] or found)[-1]
 
 
 def alternatives(answer: str, number: Found, units: Mapping[str, float] | None = None) -> Found | None:
@@ -98,16 +101,17 @@ def numbers(text: str, units: Mapping[str, float] | None = None) -> list[Found]:
     return joined
 
 
-def _after_cue(text: str, units: Mapping[str, float] | None) -> str:
+def _where_it_ends(text: str, units: Mapping[str, float] | None) -> tuple[str, bool]:
+    """The part that holds the final number, and whether the number stands first there ("the answer is ...")."""
     for cue in reversed(list(_CUE.finditer(text))):
         rest = text[cue.end() :]
         for sentence in _SENTENCE_END.split(rest, maxsplit=2)[:2]:
             if numbers(sentence, units):
-                return sentence
+                return sentence, cue["said"] is not None or cue["boxed"] is not None
     for sentence in reversed(_SENTENCE_END.split(text)):
         if numbers(sentence, units):
-            return sentence
-    return ""
+            return sentence, False
+    return "", False
 
 
 def _figures(text: str) -> list[Found]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _MANY = 10  # a repeat of up to this many is no danger
+_WIDE_CATEGORIES = ("CATEGORY_WORD", "CATEGORY_NOT_WORD", "CATEGORY_NOT_DIGIT", "CATEGORY_NOT_SPACE")
 _MOST_GAPS = 2  # open gaps (.* and the like) in one sequence
 
 
@@ -96,4 +97,6 @@ def _is_wide(body: Any) -> bool:
     name, value = _name(parts[0]), parts[0][1]
     if name == "SUBPATTERN":
         return _is_wide(value[-1])
-    return name in ("ANY", "NOT_LITERAL") or (name == "IN" and any(_name(p) in ("NEGATE", "CATEGORY") for p in value))
+    if name == "IN":
+        return any(_name(p) == "NEGATE" or str(p[1]) in _WIDE_CATEGORIES for p in value)
+    return name in ("ANY", "NOT_LITERAL")

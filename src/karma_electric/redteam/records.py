@@ -51,7 +51,8 @@ def read_records(path: Path, required: Sequence[str]) -> Iterator[tuple[int, Rec
 def _json(path: Path) -> Iterator[tuple[int, Record | DataError]]:
     for line in read_tolerant(path):
         if line.problem is not None:
-            yield line.number, line.problem
+            # told by the file's name, like every other problem here
+            yield line.number, DataError(line.problem.message.replace(str(path), path.name, 1), line.problem.hint)
         elif not isinstance(line.value, dict):
             where = f"{path.name} line {line.number}"
             yield line.number, DataError(f"{where} is of type {type(line.value).__name__}, expected an object.")

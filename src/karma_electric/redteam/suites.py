@@ -15,7 +15,7 @@ from typing import Any
 from karma_electric.core.errors import DataError
 from karma_electric.core.jsonl import read_jsonl
 from karma_electric.redteam.capability import load_items
-from karma_electric.redteam.scenario import load_suite
+from karma_electric.redteam.scenario import DIFFICULTIES, load_suite
 
 SCENARIOS = "red-team scenarios"
 ITEMS = "capability items"
@@ -72,4 +72,6 @@ def describe(path: Path) -> SuiteFacts:
 def _counts(rows: list[Any]) -> Iterable[tuple[str, dict[str, int]]]:
     for key in _SPREAD:
         if all(isinstance(row, Mapping) and isinstance(row.get(key), str) for row in rows):
-            yield key, dict(Counter(row[key] for row in rows))
+            found = Counter(row[key] for row in rows)
+            order = DIFFICULTIES if key == "difficulty" else ()
+            yield key, {name: found[name] for name in (*order, *(n for n in found if n not in order)) if name in found}
