@@ -55,6 +55,8 @@ _FORBIDDEN = (
     "smtplib.",
     "sqlite3.",
 )
+# They start processes or write to memory below what the audit hook sees.
+_NO_IMPORT = ("ctypes", "_ctypes", "_posixsubprocess", "multiprocessing", "_multiprocessing", "_testcapi")
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _SIGKILL = 9
@@ -130,6 +132,8 @@ def _audit_hook() -> Callable[[str, tuple[Any, ...]], None]:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event.startswith(_FORBIDDEN):
             raise PermissionError(f"the sandbox allows no {event}")
+        if event == "import" and arguments[0] in _NO_IMPORT:
+            raise PermissionError(f"the sandbox allows no import of {arguments[0]}")
         if event == "open":
             path, mode, flags = arguments
             writes = (type_of(flags, int) and flags & writing) or (type_of(mode, is_text) and set(mode) & set("wax+"))
@@ -170,6 +174,8 @@ def main() -> None:
     try:
         network = _cut_network()
         _set_limits(request["limits"])
+        for name in _NO_IMPORT:
+            sys.modules.pop(name, None)
         sys.addaudithook(_audit_hook())
     except BaseException as error:
         report(unavailable=_said(error))

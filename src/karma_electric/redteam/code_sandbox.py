@@ -170,7 +170,9 @@ def _read(raw: bytes, ended: str | None, n: int) -> CodeRun:
     values = [line["value"] if isinstance(line.get("value"), str) else None for line in results]
     values += [None] * (n - len(values))
     raised = next((str(line[key]) for line in results for key in ("error", "raised") if key in line), None)
-    missing = None if len(results) == n else ended or "it ended before all calls were made"
+    missing = ended or "it ended before all calls were made" if len(results) < n else None
+    if None in values and missing is None:
+        missing = "it wrote over its own report"
     return CodeRun(tuple(values), problem=raised or missing, network=str(lines[0]["ready"]))
 
 
