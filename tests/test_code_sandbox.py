@@ -127,8 +127,8 @@ def test_what_code_prints_is_no_answer() -> None:
 
 
 def test_a_report_that_was_written_over_gives_no_value() -> None:
-    code = "import os\ndef f():\n    for fd in range(3, 9):\n        try: os.write(fd, b'x\\n')\n        except OSError: pass"
-    ran = run(code)
+    loop = "for fd in range(3, 9):\n        try: os.write(fd, b'x\\n')\n        except OSError: pass"
+    ran = run(f"import os\ndef f():\n    {loop}")
     assert ran.values == (None,)
     assert ran.problem == "it wrote over its own report"
 
