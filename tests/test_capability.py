@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from karma_electric.core.resources import find
 from karma_electric.redteam import code_sandbox
 from karma_electric.redteam.answer_checks import ChoiceCheck, NumberCheck, TextCheck
 from karma_electric.redteam.capability import KINDS, CodeCheck, Item, find_code, judge, load_items, self_check
+from karma_electric.redteam.constraints import Constraint
 from karma_electric.redteam.final_number import final_number, numbers
 
 SUITE = load_items(find("suites", "suites/capability-150.jsonl"))
@@ -96,6 +98,16 @@ def test_items_ask_for_the_form_their_check_needs() -> None:
             assert f"{item.check.function}(" in item.prompt
         if isinstance(item.check, ChoiceCheck):
             assert "letter" in item.prompt
+
+
+def test_the_figures_in_the_readme_are_those_of_the_code() -> None:
+    text = (find("suites", "suites") / "README.md").read_text(encoding="utf-8")
+    limits = code_sandbox.Limits()
+    assert f"processor time ({limits.cpu_s} s)" in text
+    assert f"memory ({limits.memory_bytes >> 20} MiB)" in text
+    assert f"wall time ({inspect.signature(code_sandbox.run_calls).parameters['timeout_s'].default:g} s)" in text
+    assert f"the {len(get_args(get_args(Constraint)[0]))} of them are defined" in text
+    assert f"`longest` ({TextCheck(type='text', accept=['a']).longest} words)" in text
 
 
 # --- reading
