@@ -32,6 +32,7 @@ from typing import Any
 
 _CHILD = Path(__file__).with_name("code_child.py")
 _LONGEST_CODE = 30_000  # characters; the request must fit into a pipe (64 KiB), or writing it could wait
+_START_S = 60  # for the interpreter to start and bind itself, on a machine that has other work
 _LONGEST_REPLY = 1 << 20  # bytes
 
 
@@ -68,7 +69,7 @@ def run_calls(
     *,
     trim: bool = False,
     limits: Limits | None = None,
-    timeout_s: float = 15.0,
+    timeout_s: float = 30.0,
 ) -> CodeRun:
     """Define `function` by running `code`, and make some calls to it, in a sandboxed process.
 
@@ -78,7 +79,8 @@ def run_calls(
         calls: expressions such as `add(2, 3)`. They are ours, not the model's.
         trim: leave out lines at the end that do not compile (prose after code that is not fenced).
         limits: what it may use; the defaults do for short functions.
-        timeout_s: wall clock for all of it, the start of the interpreter included.
+        timeout_s: wall clock from the moment the process is ready. It is for code that sleeps: what works meets the
+            limit on processor time first, however busy the machine is.
     """
     nothing = (None,) * len(calls)
     if os.name != "posix":
@@ -113,7 +115,7 @@ def _run(request: bytes, folder: str, timeout_s: float) -> tuple[bytes, str | No
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    deadline = time.monotonic() + timeout_s
+    deadline, started = time.monotonic() + _START_S, False
     raw, why = b"", None
     try:
         with contextlib.suppress(BrokenPipeError):
@@ -123,10 +125,12 @@ def _run(request: bytes, folder: str, timeout_s: float) -> tuple[bytes, str | No
             selector.register(process.stdout, selectors.EVENT_READ)
             while why is None:
                 if not selector.select(max(deadline - time.monotonic(), 0)):
-                    why = f"stopped after {timeout_s:g} s"
+                    why = f"stopped after {timeout_s:g} s" if started else f"it did not start in {_START_S} s"
                     continue
                 block = os.read(process.stdout.fileno(), 1 << 16)
                 raw += block
+                if not started and b"\n" in raw:
+                    deadline, started = time.monotonic() + timeout_s, True
                 if not block:
                     break
                 if len(raw) > _LONGEST_REPLY:
