@@ -240,6 +240,8 @@ def test_code_is_unscored_where_no_sandbox_can_be_had(monkeypatch: pytest.Monkey
         ("12.", 12),
         ("It took 12 minutes.\n\nThank you!", 12),
         ("I have 1 answer: 12", 12),
+        ("5 + 7 = 12\n\nThis shows how two numbers are added.", 12),
+        ("There are 12. One of them is red.", 12),
     ],
 )
 def test_the_final_number_is_found(answer: str, value: float) -> None:
@@ -330,7 +332,7 @@ def test_digits_without_end_are_no_number() -> None:
         ("Parisian", "incorrect"),
         ("comparison", "incorrect"),
         ("Marseille", "incorrect"),
-        ("Paris " * 61, "incorrect"),
+        ("Paris " * 121, "incorrect"),
     ],
 )
 def test_a_text_is_accepted_at_word_boundaries_unless_denied_or_beside_another(answer: str, outcome: str) -> None:

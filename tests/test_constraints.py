@@ -23,6 +23,7 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"name": "lines", "min": 2, "max": 2}, "one\n\ntwo", "one"),
     ({"name": "bullets", "min": 2, "max": 2}, "Here:\n- one\n  * two", "-one\n-two"),
     ({"name": "numbered", "min": 2, "max": 2}, "1. one\n2) two", "1. one\n3. two"),
+    ({"name": "numbered", "max": 2, "min": 2}, "1. a\n2. b", "1. a\n2. b\n\nAgain:\n1. a\n2. b"),
     ({"name": "numbered", "min": 3}, "1. a\n2. b\n3. c", "1. a\n1. b\n1. c"),
     ({"name": "placeholders", "min": 2}, "[name] of [street]", "[] and [a"),
     ({"name": "occurrences", "term": "book", "min": 2, "max": 2}, "Book and book, bookish", "book books"),

@@ -85,7 +85,7 @@ class TextCheck(Check):
     type: Literal["text"]
     accept: list[str] = Field(min_length=1)
     reject: list[str] = []
-    longest: int = Field(60, ge=1)
+    longest: int = Field(120, ge=1)
 
     @model_validator(mode="after")
     def _decidable(self) -> TextCheck:

@@ -11,7 +11,7 @@ by code that means to; the process limit does not bind root; a process that leav
 could be made at all. It stops what language models write by accident: loops without end, memory without end, files,
 downloads. For code you believe to be hostile run the whole evaluation in a container or a virtual machine.
 
-Windows has no such limits: there nothing is run, and results are unscored.
+Windows has no such limits: there nothing is run, and results are unscored. It was tried on Linux alone.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _run(request: bytes, folder: str, timeout_s: float) -> tuple[bytes, str | No
 def _wait_briefly(process: subprocess.Popen[bytes], deadline: float) -> None:
     """Let a child that closed its pipe end by itself, without reaping it: its exit code says which limit it met."""
     until = min(deadline, time.monotonic() + 1)
-    while time.monotonic() < until:
+    while hasattr(os, "waitid") and time.monotonic() < until:
         if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return
         time.sleep(0.002)

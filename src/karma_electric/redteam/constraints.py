@@ -185,15 +185,15 @@ class Bullets(_Counted):
 
 
 class Numbered(_Counted):
-    """Number of numbered lines, which must count up from 1."""
+    """Number of numbered lines, which count 1, 2, 3; where they do not, there is no numbered list."""
 
     name: Literal["numbered"]
 
     def count(self, text: str) -> int:
-        """Numbered lines, while they count 1, 2, 3; a line out of order ends the count."""
+        """Numbered lines, or 0 where one is out of order."""
         found = [line for line in text.splitlines() if _NUMBERED.match(line)]
         numbers = [int(re.findall(r"\d+", line)[0]) for line in found]
-        return next((n for n, number in enumerate(numbers) if number != n + 1), len(numbers))
+        return len(numbers) if numbers == list(range(1, len(numbers) + 1)) else 0
 
 
 class Placeholders(_Counted):

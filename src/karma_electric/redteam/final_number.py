@@ -61,8 +61,9 @@ def final_number(answer: str, prompt: str, units: Mapping[str, float] | None = N
     marks = len(_LIST_MARK.findall(text))
     if marks > 1 or (marks and len(numbers(text)) > 1):
         text = _LIST_MARK.sub("", text)
-    segment, announced = _where_it_ends(text, units)
-    found = numbers(segment, units)
+    spelled = not _figures(text)
+    segment, announced = _where_it_ends(text, units, spelled=spelled)
+    found = numbers(segment, units, spelled=spelled)
     if not found:
         return None
     after_equals = [number for number in found if number.start > segment.rfind("=")] if "=" in segment else []
@@ -86,9 +87,16 @@ def alternatives(answer: str, number: Found, units: Mapping[str, float] | None =
     return None
 
 
-def numbers(text: str, units: Mapping[str, float] | None = None) -> list[Found]:
-    """All numbers of a text, in order, in the base unit; neighbours such as "2 hours and 30 minutes" as one."""
-    found = [_with_unit(text, number, units or {}) for number in _figures(text) or _spelled(text)]
+def numbers(text: str, units: Mapping[str, float] | None = None, *, spelled: bool = True) -> list[Found]:
+    """All numbers of a text, in order, in the base unit; neighbours such as "2 hours and 30 minutes" as one.
+
+    Args:
+        text: any text.
+        units: factor of each unit.
+        spelled: read numbers in words where there are no figures.
+    """
+    read = _figures(text) or (_spelled(text) if spelled else [])
+    found = [_with_unit(text, number, units or {}) for number in read]
     joined: list[Found] = []
     for number in found:
         last = joined[-1] if joined else None
@@ -101,15 +109,15 @@ def numbers(text: str, units: Mapping[str, float] | None = None) -> list[Found]:
     return joined
 
 
-def _where_it_ends(text: str, units: Mapping[str, float] | None) -> tuple[str, bool]:
+def _where_it_ends(text: str, units: Mapping[str, float] | None, *, spelled: bool) -> tuple[str, bool]:
     """The part that holds the final number, and whether the number stands first there ("the answer is ...")."""
     for cue in reversed(list(_CUE.finditer(text))):
         rest = text[cue.end() :]
         for sentence in _SENTENCE_END.split(rest, maxsplit=2)[:2]:
-            if numbers(sentence, units):
+            if numbers(sentence, units, spelled=spelled):
                 return sentence, cue["said"] is not None or cue["boxed"] is not None
     for sentence in reversed(_SENTENCE_END.split(text)):
-        if numbers(sentence, units):
+        if numbers(sentence, units, spelled=spelled):
             return sentence, False
     return "", False
 
