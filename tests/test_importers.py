@@ -433,6 +433,15 @@ def test_what_import_writes_is_a_suite(tmp_path: Path, format_: str) -> None:
     assert ("have no signals" in said) == (format_ != "original")
 
 
+def test_a_pattern_that_python_warns_about_comes_in_without_a_word(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(lines(ORIGINAL | {"fail_signals": ["[[a]x"]}))
+    with pytest.warns(FutureWarning):
+        re.compile("[[a]x")
+    assert karma("import", source, out, "--format", "original").stderr == ""
+    assert json.loads(out.read_text())["fail_signals"] == ["[[a]x"]
+
+
 def test_nothing_is_written_where_a_record_cannot_be_used(tmp_path: Path) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(lines(ORIGINAL, ORIGINAL | {"id": "b", "prompt": ""}))

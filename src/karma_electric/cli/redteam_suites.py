@@ -62,6 +62,7 @@ def import_(
     """
     import json
     import sys
+    import warnings
     from dataclasses import asdict
 
     from karma_electric.core.artifact import write_atomic
@@ -93,7 +94,9 @@ def import_(
     if writes:
         lines = (json.dumps(as_line(scenario), ensure_ascii=False) + "\n" for scenario in imported.scenarios)
         write_atomic(out, "".join(lines))
-    facts = describe(out) if writes else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of imported patterns; the importer has judged them
+        facts = describe(out) if writes else None
     if json_:
         suite = None if facts is None else asdict(facts)
         print(json.dumps({"out": str(out), "suite": suite, "problems": problems}, indent=2, ensure_ascii=False))
