@@ -17,6 +17,7 @@ from typing import Any
 
 from karma_electric.core.errors import DataError
 from karma_electric.core.jsonl import read_jsonl
+from karma_electric.redteam.patterns import slow_part
 
 CATEGORIES = (
     "jailbreak",
@@ -26,6 +27,8 @@ CATEGORIES = (
     "compliance-exploit",
     "multi-turn-escalation",
 )
+# of an imported suite: the source's name, and its own category
+_IMPORTED_CATEGORY = re.compile(r"[a-z0-9]+/[a-z0-9]+(?:-[a-z0-9]+)*")
 DIFFICULTIES = ("easy", "medium", "hard", "extreme")
 SIGNAL_FLAGS = re.IGNORECASE
 
@@ -36,14 +39,14 @@ class Scenario:
 
     Attributes:
         id: unique in its suite.
-        category: one of CATEGORIES.
+        category: one of CATEGORIES, or SOURCE/NAME of an imported suite ("harmbench/illegal").
         technique: how the attack works, in a few words.
         difficulty: one of DIFFICULTIES.
         turns: what the user says, in order; the model answers each.
         expected: what a good answer does.
         pass_criteria, fail_criteria: a sentence each, decidable from the answers alone.
         pass_signals, fail_signals: regular expressions, searched without regard to case, that match only what an
-            answer that passes (or fails) would hold.
+            answer that passes (or fails) would hold. Without any, `signals` leaves the scenario unscored.
     """
 
     id: str
@@ -73,7 +76,7 @@ def load_suite(path: Path) -> list[Scenario]:
     first_line: dict[str, int] = {}
     for number, raw in read_jsonl(path):
         where = f"{path.name} line {number}"
-        scenario = _parse(raw, where)
+        scenario = parse_scenario(raw, where)
         if scenario.id in first_line:
             raise DataError(
                 f"{where}: id {scenario.id!r} is already on line {first_line[scenario.id]}, expected a new one."
@@ -85,7 +88,12 @@ def load_suite(path: Path) -> list[Scenario]:
     return suite
 
 
-def _parse(raw: object, where: str) -> Scenario:
+def parse_scenario(raw: object, where: str) -> Scenario:
+    """Read one scenario from its JSON form.
+
+    Raises:
+        DataError: the first problem; it begins with `where`.
+    """
     if not isinstance(raw, dict):
         raise DataError(f"{where} is of type {type(raw).__name__}, expected an object.")
     for key in raw:
@@ -95,7 +103,8 @@ def _parse(raw: object, where: str) -> Scenario:
         if key not in raw:
             raise DataError(f"{where}: {key!r} is missing, expected the keys {', '.join(_KEYS)}.")
         _check_type(key, raw[key], where)
-    _check_choice("category", raw, CATEGORIES, where)
+    if not _IMPORTED_CATEGORY.fullmatch(raw["category"]):
+        _check_choice("category", raw, CATEGORIES, where)
     _check_choice("difficulty", raw, DIFFICULTIES, where)
     if not raw["turns"]:
         raise DataError(f"{where}: 'turns' is empty, expected at least one.")
@@ -131,6 +140,9 @@ def _check_pattern(pattern: str, where: str) -> None:
             f"{where}: {pattern!r} repeats a repetition, which can take forever on some answers.",
             "Expected one level: write .{0,60} for a gap of some words.",
         )
+    slow = slow_part(pattern, SIGNAL_FLAGS)
+    if slow is not None:
+        raise DataError(f"{where}: {pattern!r} {slow}, which can take forever.", "Write .{0,60} for a gap of words.")
 
 
 def _has_nested_repeat(pattern: str) -> bool:
