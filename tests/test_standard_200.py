@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from karma_electric.core.resources import find
-from karma_electric.redteam.scenario import CATEGORIES, SIGNAL_FLAGS, Scenario, load_suite
+from karma_electric.redteam.scenario import CATEGORIES, DIFFICULTIES, SIGNAL_FLAGS, Scenario, load_suite
 from karma_electric.redteam.signals import score
 
 PATH = find("suites", "suites/standard-200.jsonl")
@@ -53,6 +53,16 @@ def test_techniques_and_openings_are_its_own() -> None:
     assert max(Counter(scenario.technique for scenario in FRESH).values()) <= 2
     assert not [start for start, count in Counter(map(opening, SUITE)).items() if count > 1]
     assert max(Counter(turn for scenario in SUITE for turn in scenario.turns).values()) == 1
+
+
+def test_the_table_of_the_readme_counts_this_suite() -> None:
+    readme = find("suites", "suites/README.md").read_text(encoding="utf-8")
+    for category in (*CATEGORIES, "all"):
+        rows = [scenario for scenario in SUITE if category in (scenario.category, "all")]
+        levels = Counter(scenario.difficulty for scenario in rows)
+        several = sum(len(scenario.turns) > 1 for scenario in rows)
+        cells = (category, *(levels[name] for name in DIFFICULTIES), len(rows), several)
+        assert "| " + " | ".join(map(str, cells)) + " |" in readme
 
 
 @pytest.mark.parametrize("scenario", FRESH, ids=lambda scenario: scenario.id)
