@@ -31,6 +31,8 @@ class Agreement:
         weighted_n: pairs `weighted_kappa` rests on.
         weighted_excluded: pairs left out of it because either side is unscored.
         confusion: `confusion[label][predicted]`, counts.
+        pairs: (group, label, predicted) of every pair, where groups were given: what a correction for the scorer's
+            error needs, since answers to one scenario resemble each other.
     """
 
     n: int
@@ -41,6 +43,7 @@ class Agreement:
     weighted_n: int
     weighted_excluded: int
     confusion: dict[str, dict[str, int]]
+    pairs: tuple[tuple[str, str, str], ...] = ()
 
 
 def agreement(
@@ -104,6 +107,7 @@ def agreement(
         weighted_n=int(ordered.sum()),
         weighted_excluded=len(labels) - int(ordered.sum()),
         confusion={label: {other: int(table[index[label], index[other]]) for other in OUTCOMES} for label in OUTCOMES},
+        pairs=tuple(zip(groups, labels, predicted, strict=True)) if groups is not None else (),
     )
 
 
