@@ -47,7 +47,21 @@ def write_report(run: Path, recipe: Recipe, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if evidence.arms:
         plot_outcomes(evidence.arms, out / OUTCOMES_PLOT)
-    page = (
+    write_atomic(out / PAGE, _page(evidence))
+
+
+def render_report(run: Path, recipe: Recipe) -> str:
+    """The page alone, as `write_report` writes it.
+
+    Raises:
+        ArtifactError: a damaged file in the run.
+    """
+    return _page(read_run(run, recipe))
+
+
+def _page(evidence: Evidence) -> str:
+    recipe = evidence.recipe
+    return (
         environment(autoescape=True)
         .get_template(_TEMPLATE)
         .render(
@@ -61,7 +75,6 @@ def write_report(run: Path, recipe: Recipe, out: Path) -> None:
             settings=_settings(recipe),
         )
     )
-    write_atomic(out / PAGE, page)
 
 
 def flips(evidence: Evidence) -> list[tuple[str, str, list[Transcript]]]:

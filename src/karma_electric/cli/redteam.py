@@ -1,0 +1,17 @@
+"""`karma redteam ...`: ask attacks of arms, compare arms, render the report. One module per verb."""
+
+from __future__ import annotations
+
+import typer
+
+from karma_electric.cli import redteam_compare, redteam_report, redteam_run
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Ask attacks of arms, compare arms, render the report.\n\n"
+    "Example: karma redteam compare runs/demo base tuned capped",
+)
+app.command("run")(redteam_run.run)
+app.command("compare")(redteam_compare.compare)
+app.command("report")(redteam_report.report)
