@@ -100,7 +100,7 @@ def _check_writable(out: Path) -> None:
 
 
 def _print(rates: Sequence[ArmRates], pairs: Sequence[PairReport], judge: Judge | None, confidence: float) -> None:
-    width = max(len(rate.name) for rate in rates)
+    width = max(len("arm"), *(len(rate.name) for rate in rates))
     interval = f"[{100 * confidence:g}% interval]"
     print(
         f"{'arm':<{width}}  seeds scenarios  pass partial fail unscored  {f'passed of scored {interval}':<35}  "
@@ -108,9 +108,7 @@ def _print(rates: Sequence[ArmRates], pairs: Sequence[PairReport], judge: Judge 
     )
     for rate in rates:
         counts, scored = rate.summary.counts, rate.scored
-        value = (
-            "none scored" if scored.value is None else f"{scored.value:.0%} [{scored.low:.0%}, {scored.high:.0%}]"
-        )
+        value = "none scored" if scored.value is None else f"{scored.value:.0%} [{scored.low:.0%}, {scored.high:.0%}]"
         print(
             f"{rate.name:<{width}}  {len(rate.seeds):>5} {rate.scenarios:>9}  {counts['pass']:>4} "
             f"{counts['partial']:>7} {counts['fail']:>4} {counts['unscored']:>8}  {value:<35}  "
@@ -170,7 +168,9 @@ def _judged(judge: Judge | None, confidence: float) -> str:
     kappa = "undefined" if judge.kappa is None else f"{judge.kappa:.2f}"
     if judge.kappa is not None and judge.kappa_interval is not None:
         kappa += f" (95%: {judge.kappa_interval[0]:.2f} to {judge.kappa_interval[1]:.2f})"
-    loose = "" if judge.clustered else " The labels' scenarios are not in its file: intervals take labels as independent."
+    loose = (
+        "" if judge.clustered else " The labels' scenarios are not in its file: intervals take labels as independent."
+    )
     return (
         f"Judge: kappa {kappa} on {judge.n} labels it was not tuned on; of {judge.n_scored} it could judge, it passes "
         f"{_percent(judge.sensitivity)} of the passes and does not pass {_percent(judge.specificity)} of the others. "

@@ -111,7 +111,9 @@ def remarks(a: ArmFolder, b: ArmFolder) -> list[str]:
         alone = [seed for seed in one.seeds if seed not in other.seeds]
         if alone:
             listed = ", ".join(map(str, alone))
-            said.append(f"Only {one.name} was run under seed {listed}: left out, since {other.name} has no pair for it.")
+            said.append(
+                f"Only {one.name} was run under seed {listed}: left out, since {other.name} has no pair for it."
+            )
     if a.manifest.files == b.manifest.files:
         said.append(f"{a.name} and {b.name} hold the same files to the byte: one answer set under two names.")
     return said

@@ -137,9 +137,7 @@ def compare_pair(
     Raises:
         DataError: an arm holds two verdicts on one scenario under one seed.
     """
-    result = compare(
-        a[1], b[1], name_a=a[0], name_b=b[0], confidence=confidence, resamples=RESAMPLES, seed=seed
-    )
+    result = compare(a[1], b[1], name_a=a[0], name_b=b[0], confidence=confidence, resamples=RESAMPLES, seed=seed)
     scored = [pair for pair in pair_up(a[1], b[1]) if pair.is_scored]
     gains, sizes = gains_by_scenario(scored)
     corrected = (
@@ -200,4 +198,3 @@ def _categories(scored: Sequence[Pair]) -> tuple[CategoryTest, ...]:
         )
     adjusted = holm([test.p_value for test in tests])
     return tuple(replace(test, p_holm=p) for test, p in zip(tests, adjusted, strict=True))
-

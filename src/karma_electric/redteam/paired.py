@@ -253,12 +253,9 @@ def read(result: PairedComparison, name_a: str, name_b: str, *, p: float, alpha:
         return f"No scenario was scored in both {name_a} and {name_b}{dropped}, so nothing may be claimed."
     assert result.pass_rate_a is not None and result.pass_rate_b is not None
     passed_a, passed_b = (round(rate * result.n_pairs) for rate in (result.pass_rate_a, result.pass_rate_b))
-    several = result.n_pairs != result.n_scenarios
-    of = (
-        f"{result.n_pairs} answers to {result.n_scenarios} scenarios scored in both{dropped}"
-        if several
-        else f"{result.n_pairs} scenarios scored in both{dropped}"
-    )
+    scenarios = f"{result.n_scenarios} scenario{'' if result.n_scenarios == 1 else 's'}"
+    answers = f"{result.n_pairs} answers to " if result.n_pairs != result.n_scenarios else ""
+    of = f"{answers}{scenarios} scored in both{dropped}"
     counts = f"{name_b} passed {passed_b} and {name_a} {passed_a} of the {of}"
     span = f"{100 * result.interval[0]:+.0f} to {100 * result.interval[1]:+.0f} points"
     p_text = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

@@ -112,7 +112,9 @@ def read_seeds(folder: Path) -> dict[int, SeedResult]:
     summary = read_json(folder / SUMMARY)
     try:
         numbers = summary.get("seeds")
-        folders = {summary["sampling"]["seed"]: folder} if numbers is None else {n: folder / _folder(n) for n in numbers}
+        folders = (
+            {summary["sampling"]["seed"]: folder} if numbers is None else {n: folder / _folder(n) for n in numbers}
+        )
         return {number: _read(part) for number, part in folders.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
