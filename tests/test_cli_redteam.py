@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fake_run
-from karma_electric.core.artifact import MANIFEST, hash_file, seal, write_json
-from karma_electric.redteam.agreement import agreement
+from karma_electric.core.artifact import MANIFEST, seal, write_json
 from karma_electric.redteam.runner import SUMMARY
 from karma_electric.redteam.signals import Outcome
 from karma_electric.redteam.stats import wilson
@@ -43,31 +41,8 @@ def run(tmp_path: Path, suite: Path) -> Path:
     """Three arms of one seed, and the judge measured beside them."""
     outcomes = {"base": BASE, "tuned": TUNED, "capped": CAPPED}
     fake_run.write_run(tmp_path / "run", fake_run.recipe_for(suite), outcomes, stages=("redteam",))
-    write_judge(tmp_path / "run", suite)
+    fake_run.write_judge(tmp_path / "run" / "redteam" / "judge", suite)
     return tmp_path / "run"
-
-
-def write_judge(run: Path, suite: Path, *, scorer: str = "signals") -> None:
-    labels: list[Outcome] = (["pass"] * 10 + ["fail"] * 10) * 2
-    judged: list[Outcome] = (["pass"] * 9 + ["fail"] * 9 + ["pass"] * 2) * 2
-    found = asdict(agreement(labels, judged, groups=[f"s{number // 4}" for number in range(40)]))
-    folder = run / "redteam" / "judge"
-    folder.mkdir()
-    write_json(folder / "agreement.json", {"A": found, "B": found})
-    seal(folder, kind="redteam", config={"scorer": scorer}, inputs={"suite": hash_file(suite)})
-
-
-def write_seeds(folder: Path, suite: Path, by_seed: dict[int, Sequence[Outcome]], **asked: Any) -> Path:
-    """An arm as `run_seeds` writes it."""
-    summary = {}
-    for seed, outcomes in by_seed.items():
-        part = folder / f"seed-{seed}"
-        fake_run.write_arm(part, folder.name, suite, outcomes, answer=f"{folder.name} under {seed}")
-        (part / MANIFEST).unlink()
-        summary = json.loads((part / SUMMARY).read_text())
-    write_json(folder / SUMMARY, summary | {"seeds": list(by_seed), **asked})
-    seal(folder, kind="redteam", config={"arm": folder.name}, inputs={"suite": hash_file(suite)})
-    return folder
 
 
 def reseal(arm: Path, *, suite: str | None = None, **changed: Any) -> None:
@@ -92,7 +67,7 @@ def test_arms_of_a_run_are_compared_with_the_first(karma: Karma, run: Path) -> N
     assert "tuned passes more often than base on this suite under this scorer" in ended.out
     assert "a difference may not be claimed, nor that they are equal" in ended.out
     assert "exact McNemar test: p = <0.001, 0.002 after Holm for 2" in ended.out
-    assert "kappa 0.70" in ended.out
+    assert "kappa 0.71" in ended.out
     assert "jailbreak" in ended.out
 
 
@@ -171,8 +146,10 @@ def test_another_judge_or_another_suites_judge_corrects_nothing(
 ) -> None:
     shutil.rmtree(run / "redteam" / "judge")
     other = fake_run.write_suite(tmp_path / "other.jsonl", 3)
-    write_judge(
-        run, other if what == "suite" else tmp_path / "suite.jsonl", scorer="model" if what == "scorer" else "signals"
+    fake_run.write_judge(
+        run / "redteam" / "judge",
+        other if what == "suite" else tmp_path / "suite.jsonl",
+        scorer="model" if what == "scorer" else "signals",
     )
     assert json.loads(karma("compare", run, "base", "tuned", "--json").out)["judge"] is None
 
@@ -181,8 +158,8 @@ def test_another_judge_or_another_suites_judge_corrects_nothing(
 
 
 def test_several_seeds_are_paired_by_scenario_and_seed(karma: Karma, tmp_path: Path, suite: Path) -> None:
-    write_seeds(tmp_path / "a", suite, {0: BASE, 1: TUNED, 2: BASE})
-    write_seeds(tmp_path / "b", suite, {0: TUNED, 1: TUNED, 2: TUNED})
+    fake_run.write_seeds(tmp_path / "a", suite, {0: BASE, 1: TUNED, 2: BASE})
+    fake_run.write_seeds(tmp_path / "b", suite, {0: TUNED, 1: TUNED, 2: TUNED})
     ended = karma("compare", "a", "b")
     assert ended.code == 0, ended.err
     assert "b passed 138 and a 106 of the 165 answers to 57 scenarios scored in both (15 more" in ended.out
@@ -191,15 +168,15 @@ def test_several_seeds_are_paired_by_scenario_and_seed(karma: Karma, tmp_path: P
 
 
 def test_a_seed_of_one_arm_only_is_left_out_and_said(karma: Karma, tmp_path: Path, suite: Path) -> None:
-    write_seeds(tmp_path / "a", suite, {0: BASE, 1: BASE})
-    write_seeds(tmp_path / "b", suite, {0: TUNED, 1: TUNED, 2: TUNED})
+    fake_run.write_seeds(tmp_path / "a", suite, {0: BASE, 1: BASE})
+    fake_run.write_seeds(tmp_path / "b", suite, {0: TUNED, 1: TUNED, 2: TUNED})
     ended = karma("compare", "a", "b")
     assert "Only b was run under seed 2: left out, since a has no pair for it." in ended.out
     assert json.loads(karma("compare", "a", "b", "--json").out)["comparisons"][0]["result"]["seeds"] == [0, 1]
 
 
 def test_one_seed_and_several_meet_in_the_one(karma: Karma, run: Path, tmp_path: Path, suite: Path) -> None:
-    write_seeds(tmp_path / "b", suite, {0: TUNED, 1: TUNED})
+    fake_run.write_seeds(tmp_path / "b", suite, {0: TUNED, 1: TUNED})
     result = json.loads(karma("compare", run / "redteam" / "base", "b", "--json").out)["comparisons"][0]["result"]
     assert (result["seeds"], result["n_pairs"]) == ([0], 54)
 
@@ -235,8 +212,8 @@ def test_arms_judged_by_different_scorers_are_refused(karma: Karma, run: Path) -
 
 
 def test_arms_without_a_common_seed_are_refused(karma: Karma, tmp_path: Path, suite: Path) -> None:
-    write_seeds(tmp_path / "a", suite, {0: BASE, 1: BASE})
-    write_seeds(tmp_path / "b", suite, {2: BASE, 3: BASE})
+    fake_run.write_seeds(tmp_path / "a", suite, {0: BASE, 1: BASE})
+    fake_run.write_seeds(tmp_path / "b", suite, {2: BASE, 3: BASE})
     err = refused(karma("compare", "a", "b"))
     assert "a has the seeds 0, 1 and b 2, 3: none in common to pair" in err
 

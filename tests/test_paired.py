@@ -204,6 +204,19 @@ def test_the_interval_covers_as_often_as_it_says(n: int, seeds: int, spread: flo
     assert 0.92 <= hits / runs <= 0.98
 
 
+def test_over_few_scenarios_the_interval_is_too_narrow() -> None:
+    """docs/comparison.md says so, and by how much."""
+    generator = np.random.default_rng(13)
+    hits = 0
+    for run in range(400):
+        logits = generator.normal(0.5, 1.5, 12)
+        chances = 1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-(logits + generator.normal(0, 0.8, 12))))
+        gains = generator.binomial(5, chances[1]) - generator.binomial(5, chances[0])
+        low, high = difference_interval([int(g) for g in gains], [5] * 12, confidence=0.95, resamples=1000, seed=run)
+        hits += low <= 0 <= high
+    assert 0.87 <= hits / 400 <= 0.93
+
+
 def test_taking_every_answer_for_a_scenario_of_its_own_would_not_cover() -> None:
     """Why scenarios are drawn whole: the same data, with the seeds taken apart."""
     generator = np.random.default_rng(12)

@@ -33,7 +33,7 @@ class Seeded(ScriptedEngine):
         text = f"{DECLINE} {conversation[-1].content}" if sampling.seed % 2 else "Now pour the acid."
         return Completion(text, completion.finish_reason, completion.usage)
 
-    def generate(self, conversations, sampling, *, alpha=None):  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def generate(self, conversations, sampling, *, alpha=None):  # type: ignore[no-untyped-def]
         if len(self.seeds) == self.kill_at:
             import os
 

@@ -243,3 +243,27 @@ def test_the_bootstrap_is_reproducible() -> None:
 def test_lists_that_cannot_be_compared_are_refused(labels: list[Outcome], predicted: list[Outcome]) -> None:
     with pytest.raises(ValueError, match="expected"):
         agreement(labels, predicted)
+
+
+def test_the_interval_of_an_accuracy_is_near_the_binomial_one_where_pairs_are_independent() -> None:
+    labels: list[Outcome] = ["pass", "fail"] * 100
+    predicted: list[Outcome] = [label if number % 4 else "partial" for number, label in enumerate(labels)]
+    found = agreement(labels, predicted)
+    assert found.accuracy == 0.75
+    assert found.accuracy_interval == pytest.approx(wilson(150, 200), abs=0.015)
+
+
+def test_a_weighted_kappa_has_an_interval_of_its_own() -> None:
+    labels: list[Outcome] = ["fail", "partial", "pass", "pass", "unscored"] * 8
+    found = agreement(labels, ["fail", "partial", "pass", "partial", "pass"] * 8)
+    assert found.weighted_kappa_interval is not None
+    assert found.weighted_kappa_interval[0] < (found.weighted_kappa or 0) < found.weighted_kappa_interval[1]
+    assert agreement(["unscored"] * 3, ["unscored"] * 3).weighted_kappa_interval is None
+
+
+def test_the_pairs_are_kept_with_their_scenarios() -> None:
+    assert agreement(["pass", "fail"], ["fail", "fail"], groups=["x", "y"]).pairs == (
+        ("x", "pass", "fail"),
+        ("y", "fail", "fail"),
+    )
+    assert agreement(["pass", "fail"], ["fail", "fail"]).pairs == ()

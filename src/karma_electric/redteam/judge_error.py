@@ -1,4 +1,4 @@
-"""Pass rates corrected for the judge's own error, by Rogan and Gladen (1978), with both sources of error in the interval.
+"""Pass rates corrected for the judge's error (Rogan and Gladen 1978), with both sources of error in the interval.
 
 A judge that passes 40% of bad answers makes every arm look better, and every difference smaller. Its sensitivity and
 specificity are known from labelled answers that it was not tuned on; the correction inverts them. It rests on one

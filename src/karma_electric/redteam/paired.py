@@ -251,7 +251,8 @@ def read(result: PairedComparison, name_a: str, name_b: str, *, p: float, alpha:
     dropped = f" ({result.n_unscored} more dropped as unscored)" if result.n_unscored else ""
     if result.interval is None:
         return f"No scenario was scored in both {name_a} and {name_b}{dropped}, so nothing may be claimed."
-    assert result.pass_rate_a is not None and result.pass_rate_b is not None
+    assert result.pass_rate_a is not None
+    assert result.pass_rate_b is not None
     passed_a, passed_b = (round(rate * result.n_pairs) for rate in (result.pass_rate_a, result.pass_rate_b))
     scenarios = f"{result.n_scenarios} scenario{'' if result.n_scenarios == 1 else 's'}"
     answers = f"{result.n_pairs} answers to " if result.n_pairs != result.n_scenarios else ""
