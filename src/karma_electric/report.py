@@ -77,12 +77,16 @@ def _page(evidence: Evidence) -> str:
     )
 
 
-def flips(evidence: Evidence) -> list[tuple[str, str, list[Transcript]]]:
-    """Per compared pair of arms, the scenarios whose outcome is not the same in both."""
-    return [
-        (c.first, c.second, [t for t in evidence.transcripts if t.differs(c.first, c.second)])
-        for c in evidence.comparisons
-    ]
+def flips(evidence: Evidence) -> list[tuple[str, str, dict[str, list[Transcript]]]]:
+    """Per compared pair of arms and per scenario, the transcripts whose outcome is not the same in both."""
+    found = []
+    for c in evidence.comparisons:
+        changed: dict[str, list[Transcript]] = {}
+        for transcript in evidence.transcripts:
+            if transcript.differs(c.first, c.second):
+                changed.setdefault(transcript.id, []).append(transcript)
+        found.append((c.first, c.second, changed))
+    return found
 
 
 def plot_outcomes(arms: tuple[Arm, ...], path: Path) -> None:

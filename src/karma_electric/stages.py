@@ -448,10 +448,12 @@ def _judge(suite: Path, labelled: Path, out: Path, progress: Progress) -> None:
 def _report(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
     from karma_electric.report import write_report
 
+    require("evidence")
     write_report(run, recipe, out)
 
 
 def _card(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
+    require("evidence")
     write_atomic(out / "README.md", render_card(run, recipe))
 
 
