@@ -127,6 +127,14 @@ def test_what_49_and_42_of_58_mean_depends_on_the_pairs() -> None:
     assert both_ways.p_value == pytest.approx(0.2295, abs=1e-3)
 
 
+def test_scenarios_that_all_turn_over_are_not_certain_to_go_on_so() -> None:
+    found = compare(arm(*["fail"] * 20), arm(*["pass"] * 20))
+    assert found.difference == 1.0
+    assert found.interval == (1 - 2 * wilson(0, 20)[1], 1.0)
+    back = compare(arm(*["pass"] * 20), arm(*["fail"] * 20))
+    assert back.interval == (-1.0, 2 * wilson(0, 20)[1] - 1)
+
+
 def test_a_single_scenario_says_nothing_about_others() -> None:
     assert compare(arm("fail"), arm("pass")).interval == (-1.0, 1.0)
 

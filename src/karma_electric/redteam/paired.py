@@ -55,7 +55,8 @@ class PairedComparison:
         p_value: exact sign-flip test over scenarios; with one seed the exact two-sided McNemar test.
         bounds: what the unscored answers could make of the difference; None where no answer is in common.
         smallest_effect: the true difference that as many scenarios find four times in five; None where none is.
-        scenarios_needed: "0.05" and "0.1" -> scenarios with which that true difference is found four times in five.
+        scenarios_needed: "0.05" and "0.1" -> scenarios with which that true difference is found four times in five;
+            empty without pairs.
         reading: what may and may not be claimed, in words.
     """
 
@@ -132,8 +133,8 @@ def compare(
     """Compare two arms, paired by scenario and seed.
 
     A pair with an unscored answer on either side is dropped and counted. The interval is a percentile bootstrap over
-    scenarios, each with all its seeds. Where no pair is discordant every resample gives 0, which would look like
-    certainty; the Wilson bound of 0 in as many scenarios then takes its place on both sides.
+    scenarios, each with all its seeds. Where all scenarios differ alike (not at all, or all in full) every resample
+    gives just that, which would look like certainty; the Wilson bound of 0 in n then tells how many may be otherwise.
 
     Args:
         a, b: verdicts of the two arms by seed; differences are b minus a.
@@ -172,7 +173,7 @@ def compare(
         bounds=_bounds(pairs) if pairs else None,
         smallest_effect=smallest_effect(spread, len(gains), seeds=seeds, alpha=alpha) if n else None,
         scenarios_needed={
-            f"{effect:g}": scenarios_needed(spread, effect, seeds=seeds, alpha=alpha) for effect in EFFECTS
+            f"{effect:g}": scenarios_needed(spread, effect, seeds=seeds, alpha=alpha) for effect in EFFECTS if n
         },
         reading="",
     )
@@ -196,11 +197,13 @@ def difference_interval(
     import numpy as np
     from scipy.stats import bootstrap
 
-    if not any(gains):
-        bound = wilson(0, len(gains), confidence)[1]
-        return -bound, bound
-    if len(gains) == 1:
+    if any(gains) and len(gains) == 1:
         return -1.0, 1.0  # a single scenario says nothing about others
+    first = gains[0] / sizes[0]
+    if all(gain / size == first for gain, size in zip(gains, sizes, strict=True)):
+        # as many scenarios as 0 in n allows may be otherwise, and by as much as can be
+        reach = (1 + abs(first)) * wilson(0, len(gains), confidence)[1]
+        return max(-1.0, first - reach), min(1.0, first + reach)
     drawn = bootstrap(
         (np.array(gains), np.array(sizes)),
         lambda gain, size, axis: gain.sum(axis=axis) / size.sum(axis=axis),
