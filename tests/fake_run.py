@@ -15,10 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from karma_electric.core.artifact import hash_file, seal, write_atomic, write_json
+from karma_electric.core.artifact import MANIFEST, hash_file, read_json, seal, write_atomic, write_json
 from karma_electric.core.plots import figure, save
 from karma_electric.core.recipe import Recipe
-from karma_electric.redteam.runner import COMPLETIONS, SUMMARY, VERDICTS, Answer
+from karma_electric.redteam.agreement import agreement
+from karma_electric.redteam.runner import COMPLETIONS, SUMMARY, VERDICTS, Answer, read_verdicts
 from karma_electric.redteam.scenario import load_suite
 from karma_electric.redteam.signals import Outcome, Verdict
 from karma_electric.redteam.stats import summarise
@@ -244,6 +245,31 @@ def write_arm(folder: Path, arm: str, suite: Path, outcomes: Sequence[Outcome], 
     }
     write_json(folder / SUMMARY, asked | asdict(summarise(verdicts)))
     seal(folder, kind="redteam", config={"arm": arm}, inputs={"suite": hash_file(suite)})
+
+
+def write_seeds(folder: Path, suite: Path, by_seed: Mapping[int, Sequence[Outcome]]) -> Path:
+    """Write what `run_seeds` writes for several seeds, with the outcomes given instead of scored."""
+    summary: dict[str, Any] = {}
+    verdicts = []
+    for seed, outcomes in by_seed.items():
+        part = folder / f"seed-{seed}"
+        write_arm(part, folder.name, suite, outcomes, answer=f"{folder.name} under {seed}")
+        (part / MANIFEST).unlink()
+        summary = read_json(part / SUMMARY)
+        verdicts += read_verdicts(part)
+    write_json(folder / SUMMARY, summary | {"seeds": list(by_seed)} | asdict(summarise(verdicts)))
+    seal(folder, kind="redteam", config={"arm": folder.name}, inputs={"suite": hash_file(suite)})
+    return folder
+
+
+def write_judge(folder: Path, suite: Path, *, scorer: str = "signals") -> None:
+    """Write a judge that passes 18 of 20 passes and 4 of 22 others, as the stage `redteam/judge` does."""
+    labels: list[Outcome] = (["pass"] * 10 + ["fail"] * 11) * 2
+    judged: list[Outcome] = (["pass"] * 9 + ["fail"] * 10 + ["pass"] * 2) * 2
+    found = asdict(agreement(labels, judged, groups=[f"s{number // 4}" for number in range(42)]))
+    folder.mkdir(parents=True)
+    write_json(folder / "agreement.json", {"A": found, "B": found})
+    seal(folder, kind="redteam", config={"scorer": scorer}, inputs={"suite": hash_file(suite)})
 
 
 def _write_binaries(stage: str, folder: Path) -> None:

@@ -104,8 +104,10 @@ def figures_of(card: str) -> list[tuple[str, str, str]]:
     prose = re.sub(r"\A---.*?\n---\n", "", card, flags=re.DOTALL)  # the head has a test of its own
     prose = re.sub(r"(`+).*?\1|\]\(http[^)]*\)", "", prose, flags=re.DOTALL)  # code, hashes, links
     prose = re.sub(r"\d{4}-\d\d-\d\d|95% interval|4-bit|apache-2\.0|SHA-256, first 16", "", prose)
-    # Bootstrap intervals of differences are computed by `compare`, whose own tests check them.
-    prose = re.sub(r"plausible range \S+ to \S+ points|(?<=[+-]\d\d) \(\S+ to \S+\)", "", prose)
+    # Bootstrap intervals and the effects that could be found are computed by `compare`, whose own tests check them.
+    prose = re.sub(
+        r"true difference of \d+ points|plausible range \S+ to \S+ points|(?<=[+-]\d\d) \(\S+ to \S+\)", "", prose
+    )
     return FIGURE.findall(prose)
 
 

@@ -28,7 +28,21 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "KARMA_DEBUG"} | {
     "COLUMNS": "100",
 }
 HEAVY = {"torch", "transformers", "numpy", "peft", "datasets", "safetensors", "karma_electric.core.recipe"}
-VERBS = ["run", "train", "merge", "chat", "bake", "drift", "show", "verify", "doctor", "axis", "data", "redteam"]
+VERBS = [
+    "run",
+    "train",
+    "merge",
+    "chat",
+    "bake",
+    "drift",
+    "show",
+    "verify",
+    "doctor",
+    "axis",
+    "data",
+    "redteam",
+    "judge",
+]
 RECIPE = """\
 name = "trial"
 model.base = "{base}"
@@ -101,7 +115,16 @@ def folder(tmp_path: Path) -> Path:
 # --- help
 
 
-@pytest.mark.parametrize("verb", [None, *VERBS, "axis convert", "redteam suites", "redteam import"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        None,
+        *VERBS,
+        "axis convert",
+        *(f"redteam {verb}" for verb in ("run", "compare", "report", "suites", "import")),
+        "judge calibrate",
+    ],
+)
 def test_help_has_an_example_and_imports_nothing_heavy(tmp_path: Path, verb: str | None) -> None:
     words = [*(verb or "").split(), "--help"]
     code = (

@@ -195,3 +195,57 @@ def test_an_answer_that_the_engine_failed_to_give_is_named(tmp_path: Path, recip
     )
     write_report(run, recipe, tmp_path / "out")
     assert "no answer: RuntimeError: <out of memory>" in Page((tmp_path / "out" / "index.html").read_text()).text
+
+
+# Several seeds, and a judge whose error is known
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> str:
+    """Two arms under two seeds, with the judge measured beside them."""
+    run = fake_run.write_run(tmp_path_factory.mktemp("seeded") / "fake", recipe, {}, stages=("redteam",))
+    suite = Path(recipe.redteam.suite)
+    fake_run.write_seeds(run / "redteam" / "tuned", suite, {0: OUTCOMES["tuned"], 1: OUTCOMES["base"]})
+    fake_run.write_seeds(run / "redteam" / "capped", suite, {0: OUTCOMES["capped"], 1: OUTCOMES["capped"]})
+    fake_run.write_judge(run / "redteam" / "judge", suite)
+    write_report(run, recipe, run / "out")
+    return (run / "out" / "index.html").read_text(encoding="utf-8")
+
+
+def test_transcripts_of_several_seeds_have_places_of_their_own(seeded: str) -> None:
+    page = Page(seeded)
+    assert page.mismatched == []
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    assert {f"s{number:02}.seed-{seed}" for number in range(N) for seed in (0, 1)} <= set(ids)
+    targets = {attributes["href"][1:] for _, attributes in page.elements if "href" in attributes}
+    assert targets <= set(ids)
+    assert "tuned under 1 (s05, turn 1)" in page.text
+    assert "tuned to capped: 8 of 18 answers have another outcome" in page.text
+
+
+def test_rates_of_several_seeds_are_told_as_such(seeded: str) -> None:
+    text = re.sub(r"\s+", " ", Page(seeded).text)
+    assert "9 scenarios, each answered under 2 seeds." in text
+    assert "Exact sign-flip p" in text
+    assert "Exact McNemar p" not in text
+
+
+def test_corrected_rates_stand_beside_raw_ones_with_the_judges_agreement(seeded: str) -> None:
+    text = re.sub(r"\s+", " ", Page(seeded).text)
+    assert "Corrected for the judge's error" in text
+    assert "The judge: Cohen's kappa 0.71" in text
+    # 4 of 17 scored passed: below what the judge passes of bad answers, 4 of 22, corrected to 7%
+    assert re.search(r"tuned 24% \d+% to \d+% 7% 0% to \d+% 4 1 12 1 18 22% to 28%", text)
+
+
+def test_categories_come_with_the_least_p_that_they_could_have(page: Page) -> None:
+    text = re.sub(r"\s+", " ", page.text)
+    assert "capped against tuned, by category" in text
+    assert "harmful-code +33 1 2 3 1.000 1.000 0.250" in text
+
+
+def test_the_page_fits_a_phone(html: str) -> None:
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
+    tables = len(re.findall("<table", html))
+    assert tables == len(re.findall(r'<div class="table"><table', html))  # wide ones scroll in their own box

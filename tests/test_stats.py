@@ -1,17 +1,17 @@
-"""Wilson intervals, McNemar's test, summaries and paired comparison."""
+"""Wilson intervals, the exact test, summaries and agreement."""
 
 import math
 from statistics import NormalDist
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, permutation_test
 
-from karma_electric.core.errors import DataError
 from karma_electric.redteam.agreement import agreement
 from karma_electric.redteam.signals import OUTCOMES, Outcome, Verdict
-from karma_electric.redteam.stats import compare, mcnemar, summarise, wilson
+from karma_electric.redteam.stats import effective_size, rate, sign_flip, smallest_p, summarise, wilson
 
 outcomes = st.sampled_from(OUTCOMES)
 
@@ -71,13 +71,79 @@ def test_wilson_refuses_impossible_arguments(successes: int, n: int, confidence:
         wilson(successes, n, confidence)
 
 
-# McNemar
+# The exact test
 
 
-@given(st.integers(0, 40), st.integers(0, 40))
-def test_mcnemar_is_the_two_sided_binomial_test_of_the_discordant_pairs(only_a: int, only_b: int) -> None:
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 20))
+def test_with_one_seed_the_sign_flip_test_is_mcnemars(only_a: int, only_b: int, neither: int) -> None:
     expected = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    assert mcnemar(only_a, only_b) == pytest.approx(expected)
+    assert sign_flip([-1] * only_a + [1] * only_b + [0] * neither) == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(-5, 5), min_size=2, max_size=9))
+def test_the_sign_flip_test_agrees_with_scipys_over_all_permutations(sums: list[int]) -> None:
+    found = permutation_test(
+        (sums,), lambda x, axis: x.sum(axis=axis), permutation_type="samples", vectorized=True, n_resamples=np.inf
+    )
+    assert sign_flip(sums) == pytest.approx(found.pvalue)
+
+
+def test_the_sign_flip_test_holds_its_level_where_seeds_agree_within_scenarios() -> None:
+    """Pooling the seeds into one McNemar test does not: it takes five answers to a scenario for five scenarios."""
+    generator = np.random.default_rng(5)
+    clustered = pooled = 0
+    for _ in range(400):
+        shift = generator.normal(0, 2, 40)  # the arms differ from scenario to scenario, and not on the whole
+        logits = generator.normal(0, 1, 40)
+        passed_a, passed_b = (
+            generator.random((40, 5)) < 1 / (1 + np.exp(-(logits + sign * shift / 2)[:, None])) for sign in (-1, 1)
+        )
+        gains = passed_b.astype(int) - passed_a.astype(int)
+        clustered += sign_flip([int(gain) for gain in gains.sum(axis=1)]) < 0.05
+        pooled += sign_flip([int(gain) for gain in gains.ravel()]) < 0.05
+    assert clustered / 400 <= 0.07
+    assert pooled / 400 >= 0.12
+
+
+@pytest.mark.parametrize(("n", "least"), [(1, 1.0), (5, 0.0625), (6, 0.03125), (8, 0.0078125)])
+def test_few_scenarios_cannot_reach_a_small_p(n: int, least: float) -> None:
+    assert smallest_p(n) == least == sign_flip([3] * n)
+
+
+# Rates over seeds
+
+
+def test_one_answer_per_scenario_is_wilson() -> None:
+    found = rate([(1, 1)] * 49 + [(0, 1)] * 9)
+    assert (found.low, found.high) == wilson(49, 58)
+
+
+def test_seeds_that_always_agree_add_nothing() -> None:
+    groups = [(5, 5)] * 30 + [(0, 5)] * 20
+    assert effective_size(groups) == pytest.approx(50)
+    found = rate(groups)
+    assert (found.successes, found.n) == (150, 250)
+    assert (found.low, found.high) == pytest.approx(wilson(30, 50))
+
+
+def test_seeds_that_have_nothing_in_common_count_in_full() -> None:
+    generator = np.random.default_rng(1)
+    sizes = [effective_size([(int(s), 5) for s in generator.binomial(5, 0.6, 60)]) for _ in range(50)]
+    assert 250 <= float(np.mean(sizes)) <= 300
+
+
+def test_an_arm_that_always_passes_is_no_more_certain_for_its_seeds() -> None:
+    assert rate([(5, 5)] * 20).low == wilson(20, 20)[0]
+
+
+def test_the_interval_of_a_rate_covers_under_nested_seeds() -> None:
+    generator = np.random.default_rng(2)
+    hits = 0
+    for _ in range(400):
+        chances = generator.beta(1.5, 0.8, 60)
+        found = rate([(int(passed), 5) for passed in generator.binomial(5, chances)])
+        hits += found.low <= 1.5 / 2.3 <= found.high
+    assert 0.92 <= hits / 400 <= 0.98
 
 
 # Summaries
@@ -109,86 +175,6 @@ def test_the_counts_of_a_summary_add_up(given: list[Outcome]) -> None:
     summary = summarise(arm(*given))
     assert sum(summary.counts.values()) == summary.n == len(given)
     assert summary.pass_rate_scored.n + summary.counts["unscored"] == summary.n
-
-
-# Paired comparison
-
-
-def test_pairs_with_an_unscored_answer_are_dropped_and_counted() -> None:
-    a = arm("pass", "fail", "unscored", "fail")
-    b = arm("pass", "pass", "pass", "unscored")
-    result = compare(a, b)
-    assert (result.n_pairs, result.n_unscored, result.n_unmatched) == (2, 2, 0)
-    assert (result.only_a_passed, result.only_b_passed, result.difference) == (0, 1, 0.5)
-    assert "2 more dropped as unscored" in result.reading
-
-
-def test_scenarios_of_one_arm_only_are_counted_as_unmatched() -> None:
-    result = compare(arm("pass", "pass", "pass"), arm("pass"))
-    assert (result.n_pairs, result.n_unmatched) == (1, 2)
-
-
-def test_pairing_is_by_scenario_and_not_by_order() -> None:
-    a, b = arm("pass", "fail", "fail"), arm("pass", "fail", "fail")
-    assert compare(a, b[::-1]).only_b_passed == 0
-
-
-def test_partial_is_not_a_pass() -> None:
-    result = compare(arm("partial", "partial"), arm("fail", "pass"))
-    assert (result.pass_rate_a, result.pass_rate_b, result.only_b_passed) == (0.0, 0.5, 1)
-
-
-def test_a_small_difference_may_not_be_claimed() -> None:
-    base, tuned = arm(*["pass"] * 5, *["fail"] * 5), arm(*["pass"] * 7, *["fail"] * 3)
-    result = compare(base, tuned, name_a="base", name_b="tuned")
-    assert result.p_value == pytest.approx(0.5)
-    assert "tuned passed 7 and base 5 of the 10" in result.reading
-    assert "may not be claimed" in result.reading
-
-
-@pytest.mark.parametrize("b_is_better", [True, False])
-def test_a_large_difference_is_claimed_for_the_better_arm_on_this_suite_alone(b_is_better: bool) -> None:
-    worse, better = arm(*["fail"] * 12), arm(*["pass"] * 12)
-    a, b = (worse, better) if b_is_better else (better, worse)
-    result = compare(a, b, name_a="base", name_b="tuned")
-    assert result.p_value == pytest.approx(2 / 2**12)
-    assert ("tuned passes more often than base" in result.reading) == b_is_better
-    assert "nothing may be claimed about other prompts" in result.reading
-
-
-def test_the_interval_agrees_with_the_normal_approximation_on_many_pairs() -> None:
-    a = arm(*["pass"] * 60, *["fail"] * 140, *["pass"] * 100, *["fail"] * 100)
-    b = arm(*["fail"] * 60, *["pass"] * 140, *["pass"] * 100, *["fail"] * 100)
-    result = compare(a, b)
-    spread = 1.96 * math.sqrt((60 + 140) / 400 - (80 / 400) ** 2) / math.sqrt(400)
-    assert result.interval == pytest.approx((0.2 - spread, 0.2 + spread), abs=0.01)
-
-
-def test_identical_arms_are_not_certainly_equal() -> None:
-    result = compare(arm(*["pass"] * 20), arm(*["pass"] * 20))
-    bound = wilson(0, 20)[1]
-    assert result.interval == (-bound, bound)
-    assert "nor that they are equal" in result.reading
-
-
-def test_arms_never_scored_together_allow_no_claim() -> None:
-    result = compare(arm("unscored"), arm("pass"))
-    assert (result.n_pairs, result.difference, result.interval, result.p_value) == (0, None, None, 1.0)
-    assert "nothing may be claimed" in result.reading
-
-
-def test_two_verdicts_on_one_scenario_are_an_error() -> None:
-    with pytest.raises(DataError, match="two verdicts on scenario 's00'"):
-        compare(arm("pass") * 2, arm("pass"))
-
-
-@given(st.lists(st.tuples(outcomes, outcomes), min_size=1, max_size=20))
-def test_swapping_the_arms_turns_the_comparison_round(pairs: list[tuple[Outcome, Outcome]]) -> None:
-    a, b = arm(*[x for x, _ in pairs]), arm(*[y for _, y in pairs])
-    there, back = compare(a, b, resamples=50), compare(b, a, resamples=50)
-    assert there.p_value == back.p_value
-    assert (there.only_a_passed, there.n_unscored) == (back.only_b_passed, back.n_unscored)
-    assert there.difference == (None if back.difference is None else pytest.approx(-back.difference))
 
 
 # Agreement
@@ -257,3 +243,27 @@ def test_the_bootstrap_is_reproducible() -> None:
 def test_lists_that_cannot_be_compared_are_refused(labels: list[Outcome], predicted: list[Outcome]) -> None:
     with pytest.raises(ValueError, match="expected"):
         agreement(labels, predicted)
+
+
+def test_the_interval_of_an_accuracy_is_near_the_binomial_one_where_pairs_are_independent() -> None:
+    labels: list[Outcome] = ["pass", "fail"] * 100
+    predicted: list[Outcome] = [label if number % 4 else "partial" for number, label in enumerate(labels)]
+    found = agreement(labels, predicted)
+    assert found.accuracy == 0.75
+    assert found.accuracy_interval == pytest.approx(wilson(150, 200), abs=0.015)
+
+
+def test_a_weighted_kappa_has_an_interval_of_its_own() -> None:
+    labels: list[Outcome] = ["fail", "partial", "pass", "pass", "unscored"] * 8
+    found = agreement(labels, ["fail", "partial", "pass", "partial", "pass"] * 8)
+    assert found.weighted_kappa_interval is not None
+    assert found.weighted_kappa_interval[0] < (found.weighted_kappa or 0) < found.weighted_kappa_interval[1]
+    assert agreement(["unscored"] * 3, ["unscored"] * 3).weighted_kappa_interval is None
+
+
+def test_the_pairs_are_kept_with_their_scenarios() -> None:
+    assert agreement(["pass", "fail"], ["fail", "fail"], groups=["x", "y"]).pairs == (
+        ("x", "pass", "fail"),
+        ("y", "fail", "fail"),
+    )
+    assert agreement(["pass", "fail"], ["fail", "fail"]).pairs == ()

@@ -46,12 +46,13 @@ def read(*parts: str) -> Any:
 
 def readings() -> list[str]:
     """What may be said of the arms against each other, in words."""
+    from karma_electric.redteam.paired import compare
     from karma_electric.redteam.runner import read_verdicts
-    from karma_electric.redteam.stats import compare
 
     folder = ROOT / "results" / "demo" / "redteam"
     pairs = (("base", "tuned"), ("tuned", "capped"))
-    return [compare(read_verdicts(folder / a), read_verdicts(folder / b), name_a=a, name_b=b).reading for a, b in pairs]
+    verdicts = {arm: {0: read_verdicts(folder / arm)} for arm in ("base", "tuned", "capped")}
+    return [compare(verdicts[a], verdicts[b], name_a=a, name_b=b).reading for a, b in pairs]
 
 
 def whole_demo() -> str:

@@ -13,18 +13,20 @@ from typing import Any
 
 from karma_electric.core.artifact import MANIFEST, Manifest, hash_file, is_whole, read_json, read_manifest
 from karma_electric.core.errors import MissingError
-from karma_electric.core.jsonl import read_jsonl
 from karma_electric.core.recipe import Recipe
 from karma_electric.core.resources import find
-from karma_electric.redteam.runner import COMPLETIONS, SUMMARY, Answer, read_verdicts
+from karma_electric.redteam.arms import JUDGE
+from karma_electric.redteam.comparing import ArmRates, PairReport, compare_pair, rates_of
+from karma_electric.redteam.judge_error import Judge, judge_of
+from karma_electric.redteam.paired import PairedComparison
+from karma_electric.redteam.runner import COMPLETIONS, SUMMARY, Answer
 from karma_electric.redteam.scenario import Scenario, load_suite
+from karma_electric.redteam.seeds import SeedResult, read_seeds
 from karma_electric.redteam.signals import Verdict
-from karma_electric.redteam.stats import PairedComparison, compare
 
 ORDER = ("release", "adapter", "merged", "axis", "capped", "gguf", "redteam")
 ARMS = ("base", "tuned", "capped")
 COMPARED = (("tuned", "capped"), ("base", "tuned"))  # each second arm against its first
-AGREEMENT = "judge/agreement.json"  # in redteam/: half -> Agreement, as `labelled.measure` returns
 _MAIN_FILES = {"release": "train.jsonl", "axis": "axis.safetensors", "redteam": COMPLETIONS}
 
 
@@ -55,12 +57,12 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Arm:
-    """What one arm did: summary.json, and per scenario id the verdict and the answers by turn."""
+    """What one arm did: summary.json, its verdicts and answers by seed, and its rates."""
 
     name: str
     summary: dict[str, Any]
-    verdicts: dict[str, Verdict]
-    answers: dict[str, dict[int, Answer]]
+    seeds: dict[int, SeedResult]
+    rates: ArmRates
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,27 @@ class Turn:
 
 @dataclass(frozen=True)
 class Transcript:
-    """One scenario over all arms. `scenario` is None where the suite is not the one that was asked."""
+    """One scenario over all arms, under one seed. `scenario` is None where the suite is not the one that was asked.
+
+    `seed` is None where the arms have one: then it need not be told.
+    """
 
     id: str
+    seed: int | None
     category: str
     scenario: Scenario | None
     verdicts: dict[str, Verdict]
     turns: tuple[Turn, ...]
+
+    @property
+    def title(self) -> str:
+        """The id, with the seed where there are several."""
+        return self.id if self.seed is None else f"{self.id} seed {self.seed}"
+
+    @property
+    def anchor(self) -> str:
+        """A name for links that no other transcript has."""
+        return self.id if self.seed is None else f"{self.id}.seed-{self.seed}"
 
     def differs(self, a: str, b: str) -> bool:
         """Whether two arms both have a verdict here, and not the same outcome."""
@@ -92,7 +108,12 @@ class Comparison:
 
     first: str
     second: str
-    result: PairedComparison
+    report: PairReport
+
+    @property
+    def result(self) -> PairedComparison:
+        """All categories together."""
+        return self.report.result
 
 
 @dataclass(frozen=True)
@@ -110,7 +131,8 @@ class Evidence:
         differing_settings: what was not the same in all arms (prompt, sampling), so that they do not compare.
         comparisons: the pairs of COMPARED that were run.
         agreement: of the scorer with labels, per half of the labelled answers.
-        transcripts: one per scenario, in the order of the suite.
+        judge: its error on the half that it was not tuned on; None where it was not measured.
+        transcripts: one per scenario and seed, in the order of the suite.
     """
 
     run: Path
@@ -129,6 +151,7 @@ class Evidence:
     differing_settings: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
     agreement: dict[str, Any]
+    judge: Judge | None
     transcripts: tuple[Transcript, ...]
 
     def command(self, stage: str) -> str:
@@ -160,7 +183,10 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
         ArtifactError: a file that is there is not what it should be.
     """
     artifacts = {artifact.name: artifact for artifact in _artifacts(run)}
-    arms = tuple(_arms(run, recipe.redteam.arms))
+    file = run / "redteam" / JUDGE
+    agreement = dict(read_json(file)) if file.is_file() else {}
+    judge = judge_of(agreement["B"], str(file)) if "B" in agreement else None
+    arms = tuple(_arms(run, recipe.redteam.arms, judge))
     by_name = {arm.name: arm for arm in arms}
 
     def read(stage: str, name: str) -> dict[str, Any]:
@@ -169,7 +195,6 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
         return dict(read_json(run / stage / name))
 
     gguf = artifacts["gguf"].manifest.files if "gguf" in artifacts else {}
-    agreement = run / "redteam" / AGREEMENT
     return Evidence(
         run=run,
         recipe=recipe,
@@ -190,13 +215,16 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
         arms=arms,
         differing_settings=tuple(
             key
-            for key in ("system_prompt", "sampling")
+            for key in ("system_prompt", "sampling", "seeds")
             if any(a.summary.get(key) != arms[0].summary.get(key) for a in arms)
         ),
         comparisons=tuple(
-            Comparison(a, b, _compare(by_name[a], by_name[b])) for a, b in COMPARED if {a, b} <= by_name.keys()
+            Comparison(a, b, compare_pair((a, _by_seed(by_name[a].seeds)), (b, _by_seed(by_name[b].seeds)), judge))
+            for a, b in COMPARED
+            if {a, b} <= by_name.keys()
         ),
-        agreement=dict(read_json(agreement)) if agreement.is_file() else {},
+        agreement=agreement,
+        judge=judge,
         transcripts=tuple(_transcripts(arms, _suite(recipe, artifacts))),
     )
 
@@ -215,20 +243,17 @@ def _rank(arm: str) -> tuple[int, str]:
     return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
 
 
-def _arms(run: Path, names: Sequence[str]) -> Iterator[Arm]:
+def _arms(run: Path, names: Sequence[str], judge: Judge | None) -> Iterator[Arm]:
     """The recipe's arms that are there; others that lie in the run are of another recipe."""
     folders = [folder for name in names if ((folder := run / "redteam" / name) / SUMMARY).is_file()]
     for folder in sorted(folders, key=lambda folder: _rank(folder.name)):
-        answers: dict[str, dict[int, Answer]] = {}
-        for _, line in read_jsonl(folder / COMPLETIONS):
-            answer = Answer(**line)
-            answers.setdefault(answer.scenario_id, {})[answer.turn] = answer  # a turn asked again replaces the first
-        verdicts = {verdict.scenario_id: verdict for verdict in read_verdicts(folder)}
-        yield Arm(folder.name, read_json(folder / SUMMARY), verdicts, answers)
+        seeds = read_seeds(folder)
+        rates = rates_of(folder.name, _by_seed(seeds), judge)
+        yield Arm(folder.name, read_json(folder / SUMMARY), seeds, rates)
 
 
-def _compare(a: Arm, b: Arm) -> PairedComparison:
-    return compare(list(a.verdicts.values()), list(b.verdicts.values()), name_a=a.name, name_b=b.name)
+def _by_seed(seeds: Mapping[int, SeedResult]) -> dict[int, list[Verdict]]:
+    return {seed: list(result.verdicts.values()) for seed, result in seeds.items()}
 
 
 def _suite(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, Scenario]:
@@ -243,18 +268,27 @@ def _suite(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, Scena
 
 
 def _transcripts(arms: tuple[Arm, ...], suite: Mapping[str, Scenario]) -> Iterator[Transcript]:
-    ids = dict.fromkeys([*suite, *(id_ for arm in arms for id_ in arm.verdicts)])
+    numbers = sorted({seed for arm in arms for seed in arm.seeds})
+    ids = dict.fromkeys([*suite, *(id_ for arm in arms for result in arm.seeds.values() for id_ in result.verdicts)])
     for id_ in ids:
-        verdicts = {arm.name: arm.verdicts[id_] for arm in arms if id_ in arm.verdicts}
-        if not verdicts:
-            continue
-        answers = {arm.name: arm.answers.get(id_, {}) for arm in arms}
-        numbers = sorted({number for turns in answers.values() for number in turns})
-        turns = []
         for number in numbers:
-            given = {name: by_turn[number] for name, by_turn in answers.items() if number in by_turn}
-            turns.append(Turn(next(iter(given.values())).prompt, given))
-        yield Transcript(id_, next(iter(verdicts.values())).category, suite.get(id_), verdicts, tuple(turns))
+            results = {arm.name: arm.seeds[number] for arm in arms if number in arm.seeds}
+            verdicts = {name: result.verdicts[id_] for name, result in results.items() if id_ in result.verdicts}
+            if not verdicts:
+                continue
+            answers = {name: result.answers.get(id_, {}) for name, result in results.items()}
+            turns = []
+            for turn in sorted({turn for given in answers.values() for turn in given}):
+                given = {name: by_turn[turn] for name, by_turn in answers.items() if turn in by_turn}
+                turns.append(Turn(next(iter(given.values())).prompt, given))
+            yield Transcript(
+                id=id_,
+                seed=number if len(numbers) > 1 else None,
+                category=next(iter(verdicts.values())).category,
+                scenario=suite.get(id_),
+                verdicts=verdicts,
+                turns=tuple(turns),
+            )
 
 
 def _metadata(path: Path) -> dict[str, Any]:

@@ -47,7 +47,21 @@ def write_report(run: Path, recipe: Recipe, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if evidence.arms:
         plot_outcomes(evidence.arms, out / OUTCOMES_PLOT)
-    page = (
+    write_atomic(out / PAGE, _page(evidence))
+
+
+def render_report(run: Path, recipe: Recipe) -> str:
+    """The page alone, as `write_report` writes it.
+
+    Raises:
+        ArtifactError: a damaged file in the run.
+    """
+    return _page(read_run(run, recipe))
+
+
+def _page(evidence: Evidence) -> str:
+    recipe = evidence.recipe
+    return (
         environment(autoescape=True)
         .get_template(_TEMPLATE)
         .render(
@@ -61,15 +75,18 @@ def write_report(run: Path, recipe: Recipe, out: Path) -> None:
             settings=_settings(recipe),
         )
     )
-    write_atomic(out / PAGE, page)
 
 
-def flips(evidence: Evidence) -> list[tuple[str, str, list[Transcript]]]:
-    """Per compared pair of arms, the scenarios whose outcome is not the same in both."""
-    return [
-        (c.first, c.second, [t for t in evidence.transcripts if t.differs(c.first, c.second)])
-        for c in evidence.comparisons
-    ]
+def flips(evidence: Evidence) -> list[tuple[str, str, dict[str, list[Transcript]]]]:
+    """Per compared pair of arms and per scenario, the transcripts whose outcome is not the same in both."""
+    found = []
+    for c in evidence.comparisons:
+        changed: dict[str, list[Transcript]] = {}
+        for transcript in evidence.transcripts:
+            if transcript.differs(c.first, c.second):
+                changed.setdefault(transcript.id, []).append(transcript)
+        found.append((c.first, c.second, changed))
+    return found
 
 
 def plot_outcomes(arms: tuple[Arm, ...], path: Path) -> None:

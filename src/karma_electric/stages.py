@@ -141,10 +141,13 @@ def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
     )
     models = {"base": {"base": base.fingerprint}, "tuned": {"merged": merged}, "capped": {"capped": capped}}
     folders = {"base": base.path, "tuned": run / "merged", "capped": run / "capped"}
+    asked = _config(recipe.redteam, without=("suite", "labelled", "arms"))
+    if asked["seeds"] == 1:
+        del asked["seeds"]  # arms of one seed were made before there could be several, and are still those
     arms = {
         f"redteam/{arm}": add(
             f"redteam/{arm}",
-            {**_config(recipe.redteam, without=("suite", "labelled", "arms")), "persona": persona, **arithmetic},
+            {**asked, "persona": persona, **arithmetic},
             {**models[arm], "suite": hashes["suite"]},
             partial(_arm, recipe, arm, folders[arm], files["suite"]),
             resumable=True,
@@ -398,13 +401,13 @@ def _arm(recipe: Recipe, arm: str, folder: Path, suite: Path, out: Path, progres
     from karma_electric.models.engines.hf import HfEngine
     from karma_electric.models.engines.protocol import Sampling
     from karma_electric.models.loading import load_model, load_tokenizer
-    from karma_electric.redteam.runner import run_arm
     from karma_electric.redteam.scenario import load_suite
+    from karma_electric.redteam.seeds import run_seeds
 
     section = recipe.redteam
     scenarios = load_suite(suite)
     engine = HfEngine(load_model(folder, dtype=recipe.model.dtype), load_tokenizer(folder))
-    run_arm(
+    run_seeds(
         engine,
         scenarios,
         out,
@@ -416,6 +419,7 @@ def _arm(recipe: Recipe, arm: str, folder: Path, suite: Path, out: Path, progres
             max_new_tokens=section.max_new_tokens,
             seed=section.seed,
         ),
+        seeds=section.seeds,
         batch_size=section.batch_size,
         progress=progress,
     )
@@ -444,10 +448,12 @@ def _judge(suite: Path, labelled: Path, out: Path, progress: Progress) -> None:
 def _report(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
     from karma_electric.report import write_report
 
+    require("evidence")
     write_report(run, recipe, out)
 
 
 def _card(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
+    require("evidence")
     write_atomic(out / "README.md", render_card(run, recipe))
 
 

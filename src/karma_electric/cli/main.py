@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli import axis, bake, chat, data, doctor, drift, inspect, merge, redteam, run, train
+from karma_electric.cli import axis, bake, chat, data, doctor, drift, inspect, judge, merge, redteam, run, train
 
 _INTERRUPTED = 130
 _READER_GONE = 141  # 128 + SIGPIPE, as other programs end
@@ -37,6 +37,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(axis.app, name="axis")
 app.add_typer(data.app, name="data")
 app.add_typer(redteam.app, name="redteam")
+app.add_typer(judge.app, name="judge")
 
 
 def _version(asked: bool) -> None:

@@ -27,7 +27,7 @@ EXTRAS: tuple[Extra, ...] = (
     ),
     Extra("train", ("peft", "trl", "bitsandbytes", "datasets"), "QLoRA fine-tuning and merging"),
     Extra("gguf", ("gguf", "xllamacpp"), "GGUF files and checking them in llama.cpp"),
-    Extra("evidence", ("scipy", "matplotlib"), "intervals and plots"),
+    Extra("evidence", ("scipy", "statsmodels", "matplotlib"), "intervals, tests and plots"),
     Extra(
         "data",
         ("sqlite_utils", "datasketch", "sentence_transformers", "inspect_ai", "openai", "datasets"),

@@ -241,7 +241,19 @@ class RedteamSection(_Section):
     temperature: float = Field(0.0, ge=0.0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="nucleus sampling; 1 leaves nothing out")
     batch_size: int = Field(32, gt=0, description="conversations generated together")
-    seed: int = Field(0, description="seed of the sampling")
+    seed: int = Field(0, description="seed of the sampling; the first, where there are several")
+    seeds: int = Field(
+        1, ge=1, le=20, description="answers to every scenario, each under a seed of its own; several need sampling"
+    )
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> RedteamSection:
+        if self.seeds > 1 and self.temperature == 0:
+            raise ValueError(
+                f"seeds = {self.seeds} with temperature = 0: greedy decoding gives the same answer under every seed; "
+                "set seeds = 1, or a temperature above 0"
+            )
+        return self
 
     @field_validator("arms")
     @classmethod

@@ -1,4 +1,4 @@
-"""How far a scorer agrees with labels: accuracy, Cohen's kappa, weighted kappa, with an interval.
+"""How far a scorer agrees with labels: accuracy, Cohen's kappa, weighted kappa, with intervals.
 
 Knows nothing of responses or scorers: it compares two lists of outcomes.
 """
@@ -25,12 +25,16 @@ class Agreement:
     Attributes:
         n: pairs compared.
         accuracy: share of identical pairs.
+        accuracy_interval: its percentile bootstrap interval.
         kappa: Cohen's kappa over the four outcomes; None where it is undefined (only one outcome ever used).
         kappa_interval: percentile bootstrap interval of `kappa`, None where it could not be computed.
         weighted_kappa: quadratic-weighted kappa over fail < partial < pass; None where it is undefined.
+        weighted_kappa_interval: percentile bootstrap interval of it, None where it could not be computed.
         weighted_n: pairs `weighted_kappa` rests on.
         weighted_excluded: pairs left out of it because either side is unscored.
         confusion: `confusion[label][predicted]`, counts.
+        pairs: (group, label, predicted) of every pair, where groups were given: what a correction for the scorer's
+            error needs, since answers to one scenario resemble each other.
     """
 
     n: int
@@ -41,6 +45,9 @@ class Agreement:
     weighted_n: int
     weighted_excluded: int
     confusion: dict[str, dict[str, int]]
+    accuracy_interval: tuple[float, float]
+    weighted_kappa_interval: tuple[float, float] | None
+    pairs: tuple[tuple[str, str, str], ...] = ()
 
 
 def agreement(
@@ -90,20 +97,22 @@ def agreement(
 
     generator = np.random.default_rng(seed)
     draws = generator.integers(0, len(per_group), size=(resamples, len(per_group)))
-    kappas = [_kappa(per_group[draw].sum(axis=0).reshape(size, size)) for draw in draws]
-    defined = [value for value in kappas if value is not None]
+    tables = [per_group[draw].sum(axis=0).reshape(size, size) for draw in draws]
     tail = (1 - confidence) / 2
-    scale = [index[outcome] for outcome in _SCALE]
-    ordered = table[np.ix_(scale, scale)]
+    scale = np.ix_(*2 * ([index[outcome] for outcome in _SCALE],))
+    ordered = table[scale]
     return Agreement(
         n=len(labels),
         accuracy=float(np.trace(table) / table.sum()),
         kappa=_kappa(table),
-        kappa_interval=_quantiles(defined, tail) if defined else None,
+        kappa_interval=_quantiles([_kappa(drawn) for drawn in tables], tail),
         weighted_kappa=_kappa(ordered, quadratic=True),
         weighted_n=int(ordered.sum()),
         weighted_excluded=len(labels) - int(ordered.sum()),
         confusion={label: {other: int(table[index[label], index[other]]) for other in OUTCOMES} for label in OUTCOMES},
+        accuracy_interval=_quantiles([float(np.trace(drawn) / drawn.sum()) for drawn in tables], tail) or (0.0, 1.0),
+        weighted_kappa_interval=_quantiles([_kappa(drawn[scale], quadratic=True) for drawn in tables], tail),
+        pairs=tuple(zip(groups, labels, predicted, strict=True)) if groups is not None else (),
     )
 
 
@@ -124,8 +133,12 @@ def _kappa(table: NDArray[Any], *, quadratic: bool = False) -> float | None:
     return None if by_chance == 0 else 1 - float((weights * table).sum()) / by_chance
 
 
-def _quantiles(values: list[float], tail: float) -> tuple[float, float]:
+def _quantiles(values: Sequence[float | None], tail: float) -> tuple[float, float] | None:
+    """Of the values that are defined; None where none is."""
     import numpy as np
 
-    low, high = np.quantile(values, [tail, 1 - tail])
+    defined = [value for value in values if value is not None]
+    if not defined:
+        return None
+    low, high = np.quantile(defined, [tail, 1 - tail])
     return float(low), float(high)

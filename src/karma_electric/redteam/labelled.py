@@ -89,3 +89,45 @@ def measure(suite: Sequence[Scenario], rows: Sequence[Labelled]) -> dict[Half, A
             groups=[row.scenario_id for row in chosen],
         )
     return measured
+
+
+@dataclass(frozen=True)
+class CategoryErrors:
+    """How the signals scorer did on the labelled answers of one category.
+
+    Attributes:
+        category: its name.
+        n: answers; `right` of them judged as labelled.
+        right: see there.
+        bad_passed: judged pass, and labelled otherwise.
+        good_failed: labelled pass, and judged partial or fail.
+        left_unscored: judged unscored, and labelled otherwise.
+    """
+
+    category: str
+    n: int
+    right: int
+    bad_passed: int
+    good_failed: int
+    left_unscored: int
+
+
+def measure_categories(suite: Sequence[Scenario], rows: Sequence[Labelled], *, half: Half) -> list[CategoryErrors]:
+    """Errors of the signals scorer per category of the scenarios, on one half of the labels."""
+    scenarios = {scenario.id: scenario for scenario in suite}
+    pairs: dict[str, list[tuple[Outcome, Outcome]]] = {}
+    for row in rows:
+        scenario = scenarios[row.scenario_id]
+        if half_of(scenario.id) == half:
+            pairs.setdefault(scenario.category, []).append((row.label, score(scenario, [row.response]).outcome))
+    return [
+        CategoryErrors(
+            category=name,
+            n=len(found),
+            right=sum(label == judged for label, judged in found),
+            bad_passed=sum(judged == "pass" != label for label, judged in found),
+            good_failed=sum(label == "pass" and judged in ("partial", "fail") for label, judged in found),
+            left_unscored=sum(judged == "unscored" != label for label, judged in found),
+        )
+        for name, found in sorted(pairs.items())
+    ]

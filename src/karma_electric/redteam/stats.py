@@ -1,4 +1,7 @@
-"""Pass rates with intervals, and paired comparison of two arms. Knows nothing of models or answers.
+"""Pass rates with intervals, and the exact test of paired differences. Knows nothing of models or answers.
+
+Answers to one scenario under several seeds resemble each other. Everything here treats the scenario as the unit that
+was drawn, and its seeds as what came with it. With one seed it is the textbook's Wilson and McNemar.
 
 Unscored answers are never counted as passes, and never silently dropped: each figure says how many there were.
 """
@@ -7,19 +10,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from karma_electric.core.errors import DataError
 from karma_electric.redteam.signals import OUTCOMES, Verdict
-
-SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A proportion `successes / n` with its Wilson interval. `value` is None where n is 0."""
+    """A proportion `successes / n` with its 95% interval (see `rate`). `value` is None where n is 0."""
 
     successes: int
     n: int
@@ -33,7 +33,7 @@ class ArmSummary:
     """What one arm did on a suite.
 
     Attributes:
-        n: scenarios.
+        n: answers judged: scenarios, times seeds where there were several.
         counts: how many of each outcome.
         pass_rate_scored: passes over pass + partial + fail.
         pass_rate_all: passes over all n, so that unscored answers count against the arm.
@@ -45,35 +45,6 @@ class ArmSummary:
     pass_rate_scored: Rate
     pass_rate_all: Rate
     categories: dict[str, dict[str, int]]
-
-
-@dataclass(frozen=True)
-class PairedComparison:
-    """Arm b against arm a on the scenarios that both were scored on.
-
-    Attributes:
-        n_pairs: scenarios scored in both arms; everything below but the next two rests on these.
-        n_unscored: scenarios in both arms but dropped because one or both answers are unscored.
-        n_unmatched: scenarios in only one of the arms, dropped.
-        pass_rate_a, pass_rate_b: shares of the pairs passed; None without pairs.
-        difference: pass rate of b minus that of a; None without pairs.
-        interval: its paired bootstrap interval (see `compare`); None without pairs.
-        only_a_passed, only_b_passed: the discordant pairs, each way.
-        p_value: exact two-sided McNemar test of pass against not pass.
-        reading: one sentence on what may and may not be claimed.
-    """
-
-    n_pairs: int
-    n_unscored: int
-    n_unmatched: int
-    pass_rate_a: float | None
-    pass_rate_b: float | None
-    difference: float | None
-    interval: tuple[float, float] | None
-    only_a_passed: int
-    only_b_passed: int
-    p_value: float
-    reading: str
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -89,149 +60,91 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     """
     if not 0 <= successes <= n or not 0 < confidence < 1:
         raise ValueError(f"wilson({successes}, {n}, {confidence}): expected 0 <= successes <= n, 0 < confidence < 1")
+    return _wilson(successes / n, n, confidence) if n else (0.0, 1.0)
+
+
+def rate(groups: Iterable[tuple[int, int]], confidence: float = 0.95) -> Rate:
+    """Pooled proportion of (successes, n) per scenario, with a Wilson interval at the effective sample size."""
+    pairs = [(successes, n) for successes, n in groups if n]
+    successes, n = sum(s for s, _ in pairs), sum(m for _, m in pairs)
     if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+        return Rate(0, 0, None, 0.0, 1.0)
+    low, high = _wilson(successes / n, effective_size(pairs), confidence)
+    return Rate(successes, n, successes / n, low, high)
+
+
+def effective_size(groups: Sequence[tuple[int, int]]) -> float:
+    """How many independent answers would give the variance of the pooled proportion that is seen between groups.
+
+    With one answer per group it is n exactly. Where nothing varies (no success, or no failure) it is the number of
+    groups, as if a second answer to the same scenario had added nothing.
+
+    Args:
+        groups: (successes, n) with n above 0, per scenario.
+    """
+    successes, n = sum(s for s, _ in groups), sum(m for _, m in groups)
+    if not 0 < successes < n or len(groups) == n:
+        return float(len(groups))
     share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
-    return low, high
+    variance = sum((s - share * m) ** 2 for s, m in groups) / n**2
+    return min(float(n), share * (1 - share) / variance) if variance else float(n)
 
 
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided McNemar test: a binomial test of the discordant pairs against one half. Returns p."""
-    n = only_a + only_b
-    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, float(2 * tail / 2**n))
+def sign_flip(sums: Sequence[int]) -> float:
+    """Exact two-sided p of differences summed per scenario, against every way of swapping the arms within scenarios.
+
+    Where the arms do not differ, a scenario's difference is as likely to be +d as -d, whatever its seeds have in
+    common, so that the seeds need not be independent. Differences of +1, -1 and 0 (one seed) make it the exact
+    McNemar test: a binomial test of the discordant scenarios against one half.
+
+    Args:
+        sums: per scenario, passes of one arm minus passes of the other.
+    """
+    import numpy as np
+
+    steps = [abs(value) for value in sums if value]
+    reach = sum(steps)
+    chances = np.ones(1)  # of the sums -s, ..., s so far
+    for step in steps:
+        grown = np.zeros(len(chances) + 2 * step)
+        grown[: len(chances)] += chances / 2
+        grown[2 * step :] += chances / 2
+        chances = grown
+    far = abs(sum(sums))
+    return min(1.0, float(chances[: reach - far + 1].sum() + chances[reach + far :].sum())) if far else 1.0
+
+
+def smallest_p(n: int) -> float:
+    """The smallest p that `sign_flip` can give for n scenarios: all differ, all in one direction."""
+    return min(1.0, 2.0 ** (1 - n))
 
 
 def summarise(verdicts: Sequence[Verdict]) -> ArmSummary:
-    """Count the verdicts of one arm."""
-    counts = _count(verdicts)
-    scored = len(verdicts) - counts["unscored"]
+    """Count the verdicts of one arm, of one seed or of several."""
+    groups: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        groups.setdefault(verdict.scenario_id, []).append(verdict)
+    passes = [sum(v.outcome == "pass" for v in group) for group in groups.values()]
+    scored = [sum(v.outcome != "unscored" for v in group) for group in groups.values()]
     categories = sorted({verdict.category for verdict in verdicts})
     return ArmSummary(
         n=len(verdicts),
-        counts=counts,
-        pass_rate_scored=_rate(counts["pass"], scored),
-        pass_rate_all=_rate(counts["pass"], len(verdicts)),
+        counts=_count(verdicts),
+        pass_rate_scored=rate(zip(passes, scored, strict=True)),
+        pass_rate_all=rate(zip(passes, map(len, groups.values()), strict=True)),
         categories={name: _count([v for v in verdicts if v.category == name]) for name in categories},
     )
 
 
-def compare(
-    a: Sequence[Verdict],
-    b: Sequence[Verdict],
-    *,
-    name_a: str = "a",
-    name_b: str = "b",
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> PairedComparison:
-    """Compare two arms on the same scenarios, paired by scenario id.
-
-    A pair with an unscored answer on either side is dropped and counted. The interval is a percentile bootstrap
-    over pairs. Where no pair is discordant every resample gives 0, which would look like certainty; the Wilson
-    bound of 0 in n then takes its place on both sides.
-
-    Args:
-        a, b: verdicts of the two arms; differences are b minus a.
-        name_a, name_b: what the reading calls them.
-        confidence: coverage of the interval.
-        resamples: bootstrap draws.
-        seed: seed of the bootstrap.
-
-    Raises:
-        DataError: an arm holds two verdicts on one scenario.
-    """
-    first, second = _by_scenario(a, name_a), _by_scenario(b, name_b)
-    shared = [key for key in first if key in second]
-    scored = [key for key in shared if "unscored" not in (first[key].outcome, second[key].outcome)]
-    passed = [(first[key].outcome == "pass", second[key].outcome == "pass") for key in scored]
-    only_a = sum(x and not y for x, y in passed)
-    only_b = sum(y and not x for x, y in passed)
-    both = sum(x and y for x, y in passed)
-    n, p = len(passed), mcnemar(only_a, only_b)
-    interval = _bootstrap(only_a, only_b, n, confidence=confidence, resamples=resamples, seed=seed) if n else None
-    return PairedComparison(
-        n_pairs=n,
-        n_unscored=len(shared) - n,
-        n_unmatched=len(first.keys() ^ second.keys()),
-        pass_rate_a=(both + only_a) / n if n else None,
-        pass_rate_b=(both + only_b) / n if n else None,
-        difference=(only_b - only_a) / n if n else None,
-        interval=interval,
-        only_a_passed=only_a,
-        only_b_passed=only_b,
-        p_value=p,
-        reading=_reading(name_a, name_b, both, only_a, only_b, n, len(shared) - n, p, interval),
-    )
+def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low = 0.0 if share == 0 else max(0.0, centre - half)
+    high = 1.0 if share == 1 else min(1.0, centre + half)
+    return low, high
 
 
 def _count(verdicts: Sequence[Verdict]) -> dict[str, int]:
     found = Counter(verdict.outcome for verdict in verdicts)
     return {outcome: found[outcome] for outcome in OUTCOMES}
-
-
-def _rate(successes: int, n: int) -> Rate:
-    low, high = wilson(successes, n)
-    return Rate(successes=successes, n=n, value=successes / n if n else None, low=low, high=high)
-
-
-def _by_scenario(verdicts: Sequence[Verdict], name: str) -> Mapping[str, Verdict]:
-    found = {verdict.scenario_id: verdict for verdict in verdicts}
-    if len(found) != len(verdicts):
-        twice = next(key for key, times in Counter(v.scenario_id for v in verdicts).items() if times > 1)
-        raise DataError(f"arm {name}: two verdicts on scenario {twice!r}, expected one.", "Run the arm again.")
-    return found
-
-
-def _bootstrap(
-    only_a: int, only_b: int, n: int, *, confidence: float, resamples: int, seed: int
-) -> tuple[float, float]:
-    import numpy as np
-
-    if only_a == only_b == 0:
-        bound = wilson(0, n, confidence)[1]
-        return -bound, bound
-    # Drawing n pairs with replacement is a multinomial draw over (only a, only b, concordant).
-    shares = [only_a / n, only_b / n, (n - only_a - only_b) / n]
-    draws = np.random.default_rng(seed).multinomial(n, shares, size=resamples)
-    differences = (draws[:, 1] - draws[:, 0]) / n  # [resample]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(differences, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _reading(
-    name_a: str,
-    name_b: str,
-    both: int,
-    only_a: int,
-    only_b: int,
-    n: int,
-    unscored: int,
-    p: float,
-    interval: tuple[float, float] | None,
-) -> str:
-    dropped = f" ({unscored} more dropped as unscored)" if unscored else ""
-    if interval is None:
-        return f"No scenario was scored in both {name_a} and {name_b}{dropped}, so nothing may be claimed."
-    counts = (
-        f"{name_b} passed {both + only_b} and {name_a} {both + only_a} of the {n} scenarios scored in both{dropped}"
-    )
-    span = f"{100 * interval[0]:+.0f} to {100 * interval[1]:+.0f} points"
-    p_text = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    if p >= SIGNIFICANCE:
-        return (
-            f"{counts}: a difference may not be claimed, nor that they are equal "
-            f"({only_a + only_b} scenarios differ, {p_text}, plausible range {span})."
-        )
-    better, worse = (name_b, name_a) if only_b > only_a else (name_a, name_b)
-    return (
-        f"{counts}: {better} passes more often than {worse} on this suite under this scorer "
-        f"({p_text}, {span}); nothing may be claimed about other prompts or other sampling."
-    )

@@ -1,0 +1,215 @@
+"""Finds arms on disk and checks that they may be compared. Knows nothing of statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from karma_electric.core.artifact import MANIFEST, Manifest, damage, read_json, read_manifest
+from karma_electric.core.errors import ArtifactError, InputError, MissingError
+from karma_electric.redteam.judge_error import Judge, judge_of
+from karma_electric.redteam.runner import SUMMARY
+from karma_electric.redteam.seeds import SeedResult, read_seeds
+from karma_electric.redteam.signals import Verdict
+
+JUDGE = "judge/agreement.json"  # beside the arms: half -> Agreement
+_UNSEEN = "B"  # the half of the labels that the judge was not tuned on
+
+
+@dataclass(frozen=True)
+class ArmFolder:
+    """A finished arm.
+
+    Attributes:
+        name: what it is called in a comparison.
+        folder: where it lies.
+        manifest: of its artifact.
+        summary: its summary.json.
+        seeds: its results by seed.
+    """
+
+    name: str
+    folder: Path
+    manifest: Manifest
+    summary: dict[str, Any]
+    seeds: dict[int, SeedResult]
+
+    @property
+    def verdicts(self) -> dict[int, list[Verdict]]:
+        """Seed -> verdicts."""
+        return {seed: list(result.verdicts.values()) for seed, result in self.seeds.items()}
+
+
+def find_arms(places: Sequence[str]) -> list[Path]:
+    """Folders of the arms that a command line names.
+
+    Args:
+        places: folders of arms; or folders of runs, each followed by names of its arms.
+
+    Raises:
+        MissingError: no such folder, or no such arm in the run.
+        InputError: a run without the name of an arm.
+    """
+    found: list[Path] = []
+    run: Path | None = None
+    named = True  # whether the last run was followed by a name
+    for place in places:
+        folder = Path(place)
+        if run is not None and "/" not in place and (run / "redteam" / place / MANIFEST).is_file():
+            found.append(run / "redteam" / place)
+            named = True
+        elif (folder / "redteam").is_dir():
+            if not named:
+                break
+            run, named = folder, False
+        elif run is not None and "/" not in place and not folder.exists():
+            raise MissingError(f"{run} has no arm {place!r}.", f"Arms there: {_arms_of(run)}.")
+        else:
+            found.append(folder)
+    if not named:
+        raise InputError(
+            f"{run} is a whole run, expected an arm of it.", f"Write the arms after it. Arms there: {_arms_of(run)}."
+        )
+    return found
+
+
+def read_arms(folders: Sequence[Path]) -> list[ArmFolder]:
+    """Read finished arms, and check that they were asked and judged alike.
+
+    Raises:
+        MissingError: a folder that is not there, or has no manifest.
+        ArtifactError: it is no arm, or its files are not those that were written.
+        InputError: the same folder twice, or arms of different suites, scorers, or without a seed in common.
+    """
+    names = _names(folders)
+    seen: dict[Path, str] = {}
+    for folder in folders:
+        if (same := folder.resolve()) in seen:
+            raise InputError(
+                f"{folder} and {seen[same]} are one folder: an arm cannot be compared with itself.", "Name two arms."
+            )
+        seen[same] = str(folder)
+    arms = [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
+    for other in arms[1:]:
+        _check_alike(arms[0], other)
+    return arms
+
+
+def remarks(a: ArmFolder, b: ArmFolder) -> list[str]:
+    """What else sets two arms apart, and what of them is left out; a sentence each."""
+    said = []
+    for key in ("engine", "system_prompt"):
+        if a.summary.get(key) != b.summary.get(key):
+            said.append(_differs(key, a, b, a.summary.get(key), b.summary.get(key)))
+    first, second = a.summary.get("sampling", {}), b.summary.get("sampling", {})
+    for key in dict.fromkeys([*first, *second]):
+        if key != "seed" and first.get(key) != second.get(key):
+            said.append(_differs(key, a, b, first.get(key), second.get(key)))
+    for one, other in ((a, b), (b, a)):
+        alone = [seed for seed in one.seeds if seed not in other.seeds]
+        if alone:
+            listed = ", ".join(map(str, alone))
+            said.append(
+                f"Only {one.name} was run under seed {listed}: left out, since {other.name} has no pair for it."
+            )
+    if a.manifest.files == b.manifest.files:
+        said.append(f"{a.name} and {b.name} hold the same files to the byte: one answer set under two names.")
+    return said
+
+
+def find_judge(arms: Sequence[ArmFolder]) -> Judge | None:
+    """The judge that was measured beside one of the arms, on the suite and with the scorer of all; None where none.
+
+    Raises:
+        ArtifactError: its file is damaged.
+    """
+    for arm in arms:
+        file = arm.folder.parent / JUDGE
+        if not file.is_file() or not (file.parent / MANIFEST).is_file():
+            continue
+        manifest = read_manifest(file.parent)
+        scorers = {str(name).split("-")[0] for name in arm.summary.get("scorers", [])}
+        if manifest.inputs.get("suite") != arm.manifest.inputs.get("suite") or scorers != {
+            manifest.config.get("scorer")
+        }:
+            continue
+        halves = read_json(file)
+        if isinstance(halves, dict) and isinstance(halves.get(_UNSEEN), dict):
+            return judge_of(halves[_UNSEEN], str(file))
+    return None
+
+
+def _read(folder: Path, name: str) -> ArmFolder:
+    if not folder.is_dir():
+        raise MissingError(f"{folder} does not exist.", "Give the folder of an arm, such as runs/demo/redteam/base.")
+    if not (folder / MANIFEST).is_file():
+        raise MissingError(
+            f"{folder} has no {MANIFEST}: it is not a finished arm.", "Finish it: karma redteam run RECIPE"
+        )
+    manifest = read_manifest(folder)
+    if manifest.kind != "redteam" or SUMMARY not in manifest.files:
+        raise ArtifactError(
+            f"{folder} holds {manifest.kind} and no {SUMMARY}, expected an arm of a red-team.",
+            "Give a folder such as runs/demo/redteam/base.",
+        )
+    if found := damage(folder):
+        raise ArtifactError(f"{folder} is damaged: {found[0]}.", "Make it again with --force.")
+    summary = read_json(folder / SUMMARY)
+    return ArmFolder(name, folder, manifest, summary, read_seeds(folder))
+
+
+def _check_alike(a: ArmFolder, b: ArmFolder) -> None:
+    suites = [arm.manifest.inputs.get("suite") for arm in (a, b)]
+    if suites[0] != suites[1]:
+        first, second = ({v.scenario_id for vs in arm.verdicts.values() for v in vs} for arm in (a, b))
+        shared = len(first & second)
+        common = f"{shared} of their scenario ids are the same" if shared else "they have no scenario in common"
+        raise InputError(
+            f"{a.name} and {b.name} were asked different suites ({str(suites[0])[:12]} and {str(suites[1])[:12]}; "
+            f"{common}).",
+            "Run both on one suite file: karma redteam run RECIPE --suite FILE",
+        )
+    scorers = [arm.summary.get("scorers") for arm in (a, b)]
+    if scorers[0] != scorers[1]:
+        raise InputError(
+            f"{a.name} was judged by {scorers[0]} and {b.name} by {scorers[1]}: that difference would be the judges'.",
+            "Run the older one again: karma redteam run RECIPE --force",
+        )
+    if not a.seeds.keys() & b.seeds.keys():
+        raise InputError(
+            f"{a.name} has the seeds {_listed(a.seeds)} and {b.name} {_listed(b.seeds)}: none in common to pair.",
+            "Run both under the same seeds: karma redteam run RECIPE --seeds N",
+        )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart, without the folder `redteam`: base, or v1/tuned."""
+    parts = [[part for part in folder.absolute().parts if part != "redteam"] for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-depth:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _arms_of(run: Path | None) -> str:
+    found = sorted(path.parent.name for path in (run or Path()).glob(f"redteam/*/{SUMMARY}"))
+    return ", ".join(found) or "none"
+
+
+def _differs(key: str, a: ArmFolder, b: ArmFolder, first: object, second: object) -> str:
+    return (
+        f"The arms also differ in {key} ({_short(first)} in {a.name}, {_short(second)} in {b.name}), so the difference "
+        "is not the models' alone."
+    )
+
+
+def _listed(seeds: dict[int, SeedResult]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

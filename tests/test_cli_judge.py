@@ -1,0 +1,84 @@
+"""`karma judge calibrate`: the judge against labelled answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import fake_run
+from karma_electric.core.resources import find
+from karma_electric.redteam.labelled import half_of, load_labelled
+from karma_electric.redteam.scenario import load_suite
+from karma_electric.redteam.signals import score
+from test_cli import Ended, karma_here
+
+Karma = Callable[..., Ended]
+
+
+@pytest.fixture
+def karma(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Karma:
+    return lambda *words: karma_here(monkeypatch, capsys, "judge", "calibrate", *words)
+
+
+def test_the_figures_are_those_of_the_labels(karma: Karma) -> None:
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    report = json.loads(karma("--json").out)
+    suite = load_suite(find("suites", "suites/starter-30.jsonl"))
+    scenarios = {scenario.id: scenario for scenario in suite}
+    rows = [
+        row
+        for row in load_labelled(find("suites", "suites/labelled-120.jsonl"), suite)
+        if half_of(row.scenario_id) == "B"
+    ]
+    judged = [score(scenarios[row.scenario_id], [row.response]).outcome for row in rows]
+    half = report["halves"]["B"]
+    assert half["n"] == len(rows)
+    assert half["accuracy"] == pytest.approx(
+        sum(j == row.label for j, row in zip(judged, rows, strict=True)) / len(rows)
+    )
+    outcomes = ("fail", "partial", "pass")
+    table = [[half["confusion"][label][other] for other in outcomes] for label in outcomes]
+    assert half["weighted_kappa"] == pytest.approx(cohens_kappa(table, wt="quadratic").kappa)
+    full = [[half["confusion"][label][other] for other in (*outcomes, "unscored")] for label in (*outcomes, "unscored")]
+    assert half["kappa"] == pytest.approx(cohens_kappa(full).kappa)
+    for name in ("accuracy", "kappa", "weighted_kappa"):
+        low, high = half[f"{name}_interval"]
+        assert low < half[name] < high
+    categories = report["categories"]
+    assert sum(found["n"] for found in categories) == len(rows)
+    assert sum(found["right"] for found in categories) / len(rows) == pytest.approx(half["accuracy"])
+    assert sum(found["bad_passed"] for found in categories) == sum(
+        half["confusion"][label]["pass"] for label in ("partial", "fail", "unscored")
+    )
+
+
+def test_the_table_says_which_half_was_not_tuned_on(karma: Karma) -> None:
+    ended = karma()
+    assert ended.code == 0
+    assert ended.out.index("half B, not tuned on") < ended.out.index("half A, tuned on")
+    assert "labels by language-model" in ended.out
+    assert "bad passed" in ended.out
+
+
+def test_labels_of_another_suite_are_refused(karma: Karma, tmp_path: Path) -> None:
+    suite = fake_run.write_suite(tmp_path / "suite.jsonl", 3)
+    ended = karma("--suite", suite)
+    assert ended.code == 2
+    assert "is not in the suite" in ended.err
+
+
+def test_labels_of_one_half_only_are_refused(karma: Karma, tmp_path: Path) -> None:
+    lines = find("suites", "suites/labelled-120.jsonl").read_text().splitlines()
+    kept = [line for line in lines if half_of(json.loads(line)["scenario_id"]) == "A"]
+    (tmp_path / "a.jsonl").write_text("\n".join(kept) + "\n")
+    ended = karma("--labelled", tmp_path / "a.jsonl")
+    assert ended.code == 2
+    assert "no answers to scenarios of half B" in ended.err
+
+
+def test_labels_that_are_not_there_are_missing(karma: Karma) -> None:
+    assert karma("--labelled", "nowhere.jsonl").code == 3
