@@ -291,7 +291,8 @@ def hardware() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
-        said = dict(reversed([tuple(part.strip() for part in line.split(":", 1)) for line in lines if ":" in line]))
+        parts = [line.partition(":") for line in reversed(lines)]  # reversed: of several processors the first
+        said = {key.strip(): value.strip() for key, colon, value in parts if colon}
         name = said.get("model name", platform.processor())
         if {"cpu family", "model"} <= said.keys():  # virtual machines often tell no more than the maker by name
             name = f"{name} (family {said['cpu family']}, model {said['model']})"
