@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from karma_electric.models.loading import (
     pick_dtype,
     quiet_transformers,
 )
+from karma_electric.models.processes import Processes
+from karma_electric.train.distributed import Task, Team, full_state, shared_section
 from karma_electric.train.tokenize import read_split, tokenize_split
 from karma_electric.train.trainer import Data, adapted_model, build_trainer, labelled_only
 from karma_electric.train.trajectory import FILE, Trajectory, plot_trajectory, read_trajectory
@@ -38,6 +41,9 @@ def train_adapter(
     out: Path,
     *,
     dtype: str = "auto",
+    report_to: Sequence[str] = (),
+    name: str | None = None,
+    team: Team | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a LoRA adapter; writes adapter, trajectory.jsonl, loss.png and training.json to `out`.
@@ -48,43 +54,45 @@ def train_adapter(
         section: hyper-parameters.
         out: where everything goes; a checkpoint left there by a killed run is continued.
         dtype: arithmetic, `auto`, `bfloat16` or `float32`.
+        report_to: trackers that are told every step too: `tensorboard`, `trackio`, `wandb`.
+        name: what the trackers call the run.
+        team: the processes that train together; the first one writes.
         progress: told about every optimiser step.
 
     Returns:
         The summary that was written to training.json.
 
     Raises:
-        GateError: the loss diverged. DataError: no example fits. InputError: out of memory.
+        GateError: the loss diverged. DataError: no example fits. InputError: out of memory, or the examples of a step
+            cannot be shared by so many processes.
     """
     if (out / SUMMARY).exists():
         return _tidied(out)
-    require("train")
-    import_quietly("bitsandbytes", "trl")
-    from transformers import set_seed
-    from trl import SFTTrainer
-
+    team = team or Team()
+    team.call(Task(base, release, section, out, dtype))
     progress = progress or Silent()
-    tokenizer = load_tokenizer(base)
-    data = Data(
-        tokenize_split(read_split(release / "train.jsonl"), tokenizer, section.max_length),
-        tokenize_split(read_split(release / "validation.jsonl"), tokenizer, section.max_length),
-    )
-    set_seed(section.seed)
-    compute = pick_dtype(dtype, pick_device())
-    with quiet_transformers():
-        model = adapted_model(base, section, compute)
-    checkpoint = _newest_checkpoint(out / _CHECKPOINTS)
+    processes = team.processes
+    checkpoint = processes.tell(_newest_checkpoint(out / _CHECKPOINTS) if processes.first else None)
     resume_at = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
-    with quiet_transformers():
-        trainer = build_trainer(
-            labelled_only(SFTTrainer),
-            model,
-            tokenizer,
-            data,
+    trainer, data = processes.together(
+        lambda: _prepared(
+            base,
+            release,
             section,
-            out / _CHECKPOINTS,
-            compute,
-            callbacks=[_recorder(out, resume_at, progress)],
+            out,
+            dtype=dtype,
+            callbacks=[_recorder(out, resume_at, progress)] if processes.first else [],
+            report_to=report_to if processes.first else (),
+            name=name,
+            processes=processes,
+        )
+    )
+    trainable, total = trainer.model.get_nb_trainable_parameters()
+    if processes.count > 1:
+        shared = shared_section(section, processes.count)
+        progress.say(
+            f"  {processes.count} processes, each with {shared.gradient_accumulation} x {shared.batch_size} of the "
+            f"{section.gradient_accumulation * section.batch_size} examples of a step"
         )
     try:
         with quiet_transformers():
@@ -98,13 +106,70 @@ def train_adapter(
             "train.gradient_accumulation by the same factor), lower train.max_length, or set "
             "train.gradient_checkpointing = true. karma train RECIPE --dry-run estimates each.",
         ) from None
-    trainer.model.save_pretrained(out)
+    state = full_state(trainer)
+    if not processes.first:
+        return {}
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out, state_dict=state)
     (out / "README.md").unlink(missing_ok=True)  # peft's card template; ours is rendered from measurements
     records = read_trajectory(out / FILE)
-    summary = _summary(records, data, section, trainer.model, _elapsed(out))
+    summary = _summary(records, data, section, (trainable, total), _elapsed(out))
     plot_trajectory(records, out / "loss.png")
     write_json(out / SUMMARY, summary)
     return _tidied(out)
+
+
+def help_train(team: Team) -> None:
+    """In all processes but the first: train along when it does."""
+    task = team.wait()
+    if task is not None:
+        train_adapter(task.base, task.release, task.section, task.out, dtype=task.dtype, team=team)
+
+
+def _prepared(
+    base: Path,
+    release: Path,
+    section: TrainSection,
+    out: Path,
+    *,
+    dtype: str,
+    callbacks: Sequence[Any],
+    report_to: Sequence[str],
+    name: str | None,
+    processes: Processes,
+) -> tuple[Any, Data]:
+    """The trainer and its data."""
+    require("train")
+    import_quietly("bitsandbytes", "trl")
+    import torch
+    from transformers import set_seed
+    from trl import SFTTrainer
+
+    tokenizer = load_tokenizer(base)
+    data = Data(
+        tokenize_split(read_split(release / "train.jsonl"), tokenizer, section.max_length),
+        tokenize_split(read_split(release / "validation.jsonl"), tokenizer, section.max_length),
+    )
+    set_seed(section.seed)
+    compute = pick_dtype(dtype, pick_device())
+    with quiet_transformers():
+        model = adapted_model(base, section, compute, device=processes.device)
+    with quiet_transformers():
+        trainer = build_trainer(
+            labelled_only(SFTTrainer),
+            model,
+            tokenizer,
+            data,
+            section,
+            out / _CHECKPOINTS,
+            compute,
+            callbacks=callbacks,
+            report_to=report_to,
+            name=name,
+            processes=processes,
+        )
+    if processes.index:
+        torch.manual_seed(section.seed + processes.index)  # dropout of its own
+    return trainer, data
 
 
 def out_of_memory(error: RuntimeError) -> bool:
@@ -196,12 +261,12 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _summary(
-    records: list[dict[str, Any]], data: Data, section: TrainSection, model: Any, seconds: float
+    records: list[dict[str, Any]], data: Data, section: TrainSection, parameters: tuple[int, int], seconds: float
 ) -> dict[str, Any]:
     train = [r for r in records if r["split"] == "train"]
     validation = [r for r in records if r["split"] == "validation"]
     last = train[-max(1, len(train) // 10) :]
-    trainable, total = model.get_nb_trainable_parameters()
+    trainable, total = parameters
     return {
         "steps": train[-1]["step"],
         "epochs": section.epochs,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from karma_electric.core.errors import InputError
 from karma_electric.core.recipe import TrainSection
 from karma_electric.models.loading import load_model, pick_device
+from karma_electric.models.processes import ALONE, Processes
+from karma_electric.train.distributed import sharded, share, shared_section
 from karma_electric.train.tokenize import IGNORED, TokenizedSplit
 
 if TYPE_CHECKING:
@@ -27,8 +30,10 @@ class Data:
     validation: TokenizedSplit
 
 
-def adapted_model(base: Path, section: TrainSection, compute: torch.dtype) -> PeftModel:
+def adapted_model(base: Path, section: TrainSection, compute: torch.dtype, *, device: str | None = None) -> PeftModel:
     """The base model, in NF4 if the recipe says so, with fresh LoRA adapters (seed them beforehand).
+
+    `device` is where it goes, the best there is when None; a model that will be sharded is left where it is loaded.
 
     Raises:
         InputError: the model has no such linear layers.
@@ -44,9 +49,11 @@ def adapted_model(base: Path, section: TrainSection, compute: torch.dtype) -> Pe
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
+            # FSDP and ZeRO-3 cut floating-point tensors only, and all of a block must be of one type
+            bnb_4bit_quant_storage=compute if sharded() else None,
         )
-    model = load_model(base, dtype=compute, quantisation=quantisation)
-    if quantisation is not None and section.gradient_checkpointing:
+    model = load_model(base, dtype=compute, device=device, quantisation=quantisation, place=not sharded())
+    if quantisation is not None and section.gradient_checkpointing and not sharded():  # it would mix types
         model = prepare_model_for_kbit_training(model)
     require_targets([name for name, _ in model.named_modules()], section.target_modules)
     config = LoraConfig(
@@ -92,8 +99,17 @@ def build_trainer(
     compute: torch.dtype,
     *,
     callbacks: Sequence[Any] = (),
+    report_to: Sequence[str] = (),
+    name: str | None = None,
+    processes: Processes = ALONE,
 ) -> Any:
-    """A trl trainer with the recipe's hyper-parameters, on tokenised data, silent but for `callbacks`."""
+    """A trl trainer with the recipe's hyper-parameters, on tokenised data, silent but for `callbacks`.
+
+    `report_to` names trackers that are told every step too, under the run's `name`.
+
+    Raises:
+        InputError: `processes` cannot share the examples of a step.
+    """
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTConfig
@@ -102,18 +118,19 @@ def build_trainer(
         return Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in split.examples])
 
     device = pick_device()
+    shared = shared_section(section, processes.count)
     arguments = SFTConfig(
         output_dir=str(checkpoints),
         num_train_epochs=section.epochs,
-        per_device_train_batch_size=section.batch_size,
-        per_device_eval_batch_size=section.batch_size,
-        gradient_accumulation_steps=section.gradient_accumulation,
+        per_device_train_batch_size=shared.batch_size,
+        per_device_eval_batch_size=shared.batch_size,
+        gradient_accumulation_steps=shared.gradient_accumulation,
         learning_rate=section.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=section.warmup_fraction,  # below 1 it is a share of all steps
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
-        optim="paged_adamw_8bit" if device == "cuda" else "adamw_torch",
+        optim="paged_adamw_8bit" if device == "cuda" and not sharded() else "adamw_torch",
         max_length=None,  # already cut, at turn boundaries
         gradient_checkpointing=section.gradient_checkpointing,
         bf16=compute.itemsize == 2,
@@ -127,11 +144,16 @@ def build_trainer(
         prediction_loss_only=True,  # validation logits are not kept
         seed=section.seed,
         data_seed=section.seed,
-        report_to=[],
+        report_to=list(report_to),
+        run_name=name,
+        project="karma-electric",
+        trackio_static_space_id=False,  # nothing is published
+        ddp_find_unused_parameters=False,  # every adapter is used in every step
         disable_tqdm=True,
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=False,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process takes one GPU: more would enlarge the batch unasked
     trainer = trainer_class(
         model=model,
         args=arguments,
@@ -151,6 +173,10 @@ def labelled_only(trainer_class: Any) -> Any:
     """
 
     class LabelledOnly(trainer_class):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            self._sums: dict[str, Any] = {}  # since the last record: loss in nats, right tokens, learned tokens
+
         def compute_loss(
             self,
             model: Any,
@@ -160,21 +186,55 @@ def labelled_only(trainer_class: Any) -> Any:
         ) -> Any:
             import torch
 
-            causal_lm = self.accelerator.unwrap_model(model).get_base_model()
-            with self.compute_loss_context_manager():
-                hidden = causal_lm.get_decoder()(
+            targets = inputs["labels"][:, 1:]
+            learned = targets != IGNORED
+            head = self.accelerator.unwrap_model(model).get_base_model().get_output_embeddings()
+            # through the model itself, not its parts: that is where DDP and FSDP hang what keeps processes in step
+            with self.compute_loss_context_manager(), _projecting(head, learned):
+                logits = model(
                     input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-                ).last_hidden_state  # [batch, seq, hidden]
-                targets = inputs["labels"][:, 1:]
-                learned = targets != IGNORED
-                logits = causal_lm.get_output_embeddings()(hidden[:, :-1][learned])  # [learned, vocabulary]
+                ).logits  # [learned, vocabulary]
             targets = targets[learned]
-            loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-            loss = loss / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
-            mode = "train" if self.model.training else "eval"
-            accuracy = (logits.detach().argmax(-1) == targets).float().mean()
-            self._metrics[mode]["mean_token_accuracy"].append(accuracy.item())
+            total = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+            correct = (logits.detach().argmax(-1) == targets).sum()
+            self._count("train" if self.model.training else "eval", total.detach(), correct, targets.numel())
+            if num_items_in_batch is None:
+                loss = total / max(1, targets.numel())
+            else:  # tokens of all processes, whose gradients are averaged, not added
+                loss = total * self.args.world_size / num_items_in_batch
             return (loss, {"logits": logits.detach()}) if return_outputs else loss
+
+        def _count(self, mode: str, total: Any, correct: Any, tokens: int) -> None:
+            import torch
+
+            sums = torch.stack([total.float(), correct.float(), total.new_tensor(tokens, dtype=torch.float32)])
+            self._sums[mode] = self._sums[mode] + sums if mode in self._sums else sums
+
+        def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
+            """Token accuracy, and the loss of a validation, per learned token of all batches and processes."""
+            mode = "train" if self.model.training else "eval"
+            sums = self._sums.pop(mode, None)
+            if sums is not None:
+                total, correct, tokens = self.accelerator.gather(sums[None]).sum(0).tolist()
+                self._metrics[mode]["mean_token_accuracy"] = [correct / tokens]
+                if mode == "eval":
+                    logs["eval_loss"] = total / tokens
+            super().log(logs, *arguments, **keywords)
+
+        def get_train_dataloader(self) -> Any:
+            return self._shared(super().get_train_dataloader())
+
+        def get_eval_dataloader(self, *arguments: Any) -> Any:
+            return self._shared(super().get_eval_dataloader(*arguments))
+
+        def _shared(self, loader: Any) -> Any:
+            count = self.args.world_size
+            return share(loader, index=self.args.process_index, count=count) if count > 1 else loader
+
+        def _save_rng_state(self, output_dir: str) -> None:
+            """Every process saves its own, and the file that makes a checkpoint whole comes after all of them."""
+            super()._save_rng_state(output_dir)
+            self.accelerator.wait_for_everyone()
 
         def evaluate(self, *arguments: Any, **keywords: Any) -> Any:
             """Leave the random state as it was: a run resumed at the end of an epoch skips that validation."""
@@ -184,3 +244,13 @@ def labelled_only(trainer_class: Any) -> Any:
                 return super().evaluate(*arguments, **keywords)
 
     return LabelledOnly
+
+
+@contextlib.contextmanager
+def _projecting(head: Any, learned: torch.Tensor) -> Iterator[None]:
+    """Let the output head see only the positions before the `learned` targets, [batch, seq - 1]."""
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :-1][learned],))
+    try:
+        yield
+    finally:
+        handle.remove()

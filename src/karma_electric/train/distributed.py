@@ -1,0 +1,157 @@
+"""Training in several processes gives what one gives: the same examples in every optimiser step, and sums over all.
+
+This module knows how work is shared; what a step computes is the trainer's business.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from karma_electric.core.errors import InputError
+from karma_electric.core.recipe import TrainSection
+from karma_electric.models.processes import ALONE, Processes
+from karma_electric.train.tokenize import IGNORED
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the processes train together: the arguments of `train_adapter`."""
+
+    base: Path
+    release: Path
+    section: TrainSection
+    out: Path
+    dtype: str
+
+
+class Team:
+    """The first process, which runs the stages, and the others, which wait until it needs them for training."""
+
+    def __init__(self, processes: Processes = ALONE) -> None:
+        self.processes = processes
+        self._called = processes.count == 1
+
+    def call(self, task: Task) -> None:
+        """Let the others begin with what the first one begins with."""
+        if not self._called:
+            self._called = True
+            self.processes.tell(task)
+
+    def dismiss(self) -> None:
+        """Let the others go, if they are still waiting: there is nothing to train, or it went wrong before."""
+        if not self._called:
+            self._called = True
+            self.processes.tell(None)
+
+    def wait(self) -> Task | None:
+        """In the others: what there is to do, or None."""
+        self._called = True
+        task: Task | None = self.processes.tell(None)
+        return task
+
+
+def sharded() -> bool:
+    """Whether the launcher asks for FSDP or DeepSpeed, where no process holds the whole model."""
+    asked = (os.environ.get(name, "") for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
+    return any(value.lower() in ("1", "true") for value in asked)
+
+
+def shared_section(section: TrainSection, count: int) -> TrainSection:
+    """The batch size and accumulation of each of `count` processes that together take the recipe's steps.
+
+    Whole batches are shared out where accumulation allows; else batches are split.
+
+    Raises:
+        InputError: the examples of one step cannot be shared evenly.
+    """
+    step = section.batch_size * section.gradient_accumulation
+    for size in range(section.batch_size, 0, -1):
+        if section.batch_size % size == 0 and step % (size * count) == 0:
+            return section.model_copy(update={"batch_size": size, "gradient_accumulation": step // (size * count)})
+    raise InputError(
+        f"An optimiser step takes {step} examples (train.batch_size {section.batch_size} x "
+        f"train.gradient_accumulation {section.gradient_accumulation}), which {count} processes cannot share evenly.",
+        f"Set train.gradient_accumulation to a multiple of {count}, or start another number of processes.",
+    )
+
+
+class Share:
+    """The batches of one process: the i-th of every `count` that one process alone would take one after the other.
+
+    Any sampler will do whose order is the same in all processes. Where the examples of an epoch run out before the last
+    round is full, a process is given the idle example alone, so that all take as many steps and none is seen twice.
+    """
+
+    def __init__(self, batches: Any, *, index: int, count: int, idle: int) -> None:
+        """`batches` is torch's BatchSampler over all examples; `idle` stands for the idle example."""
+        self.batch_sampler = batches  # accelerate looks for it by this name, to set the epoch
+        self.batch_size = batches.batch_size
+        self.drop_last = False
+        self._index, self._count, self._idle = index, count, idle
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.batch_sampler) / self._count)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        number = -1
+        mine = [self._idle]
+        for number, batch in enumerate(self.batch_sampler):
+            if number % self._count == self._index:
+                mine = batch
+            if number % self._count == self._count - 1:
+                yield mine
+                mine = [self._idle]
+        if (number + 1) % self._count:
+            yield mine
+
+
+class _WithIdle:
+    """A dataset and, behind its end, an example of two tokens that nothing is learned from."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        if index < len(self._dataset):
+            example: dict[str, list[int]] = self._dataset[index]
+            return example
+        return {"input_ids": self._dataset[0]["input_ids"][:2], "labels": [IGNORED, IGNORED]}
+
+
+def share(loader: Any, *, index: int, count: int) -> Any:
+    """A data loader that gives a process its share of what `loader`, as accelerate prepared it for one, gives."""
+    from accelerate.data_loader import DataLoaderShard
+
+    prepared = loader.batch_sampler
+    batches = getattr(prepared, "batch_sampler", prepared)  # without accelerate's own way of sharing them
+    return DataLoaderShard(
+        _WithIdle(loader.dataset),
+        device=loader.device,
+        batch_sampler=Share(batches, index=index, count=count, idle=len(loader.dataset)),
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+    )
+
+
+def full_state(trainer: Any) -> dict[str, torch.Tensor] | None:
+    """All weights of a model that is sharded, in the first process; None where each process has them anyway.
+
+    Every process has to call this.
+    """
+    if not sharded():
+        return None
+    wrapped = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
+    state: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(wrapped)
+    return state
