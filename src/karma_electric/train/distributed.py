@@ -92,7 +92,8 @@ class Share:
 
     def __init__(self, batches: Any, *, index: int, count: int, idle: int) -> None:
         """`batches` is torch's BatchSampler over all examples; `idle` stands for the idle example."""
-        self.batch_sampler = batches  # accelerate looks for it by this name, to set the epoch
+        self.batch_sampler = batches
+        self.sampler = batches.sampler  # accelerate looks for it here to set the epoch, also in a run that is resumed
         self.batch_size = batches.batch_size
         self.drop_last = False
         self._index, self._count, self._idle = index, count, idle

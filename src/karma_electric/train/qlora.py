@@ -69,9 +69,10 @@ def train_adapter(
     if (out / SUMMARY).exists():
         return _tidied(out)
     team = team or Team()
+    processes = team.processes
+    shared = shared_section(section, processes.count)
     team.call(Task(base, release, section, out, dtype))
     progress = progress or Silent()
-    processes = team.processes
     checkpoint = processes.tell(_newest_checkpoint(out / _CHECKPOINTS) if processes.first else None)
     resume_at = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
     trainer, data = processes.together(
@@ -89,7 +90,6 @@ def train_adapter(
     )
     trainable, total = trainer.model.get_nb_trainable_parameters()
     if processes.count > 1:
-        shared = shared_section(section, processes.count)
         progress.say(
             f"  {processes.count} processes, each with {shared.gradient_accumulation} x {shared.batch_size} of the "
             f"{section.gradient_accumulation * section.batch_size} examples of a step"
