@@ -5,7 +5,9 @@ QLoRA: Dettmers et al. 2023, arXiv 2305.14314. Resumes from the newest whole che
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +97,7 @@ def train_adapter(
             f"{section.gradient_accumulation * section.batch_size} examples of a step"
         )
     try:
-        with quiet_transformers():
+        with quiet_transformers(), contextlib.redirect_stdout(sys.stderr):  # trackers print; that is for --json
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RuntimeError as error:  # OutOfMemoryError is one; on a CPU it is a plain one
         if not out_of_memory(error):
