@@ -102,7 +102,9 @@ def launched(*arguments: str) -> list[str]:
 
 
 def finish(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        arguments, check=False, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
+    )
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,7 @@ def test_a_launcher_that_is_killed_takes_its_processes_along_and_the_same_comman
     same_training(workplace / "killed" / "adapter", alone)
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 300) -> None:
     until = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < until, "it did not happen in time"

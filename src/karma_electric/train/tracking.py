@@ -38,7 +38,7 @@ def trackers(asked: Sequence[str]) -> tuple[str, ...]:
 def place(names: Sequence[str], run: Path) -> None:
     """Let trackers write below `run`, unless their own variables name another place."""
     folder = (run / FOLDER).absolute()
-    variables = {
+    variables: dict[str, dict[str, str | Path]] = {
         "tensorboard": {"TENSORBOARD_LOGGING_DIR": folder / "tensorboard"},
         "trackio": {"TRACKIO_DIR": folder / "trackio"},
         "wandb": {"WANDB_DIR": folder, "WANDB_PROJECT": PROJECT},  # it adds a folder of its own name
