@@ -97,8 +97,8 @@ def command(run: str, epochs: int, settings: Sequence[str]) -> list[str]:
     return ["-m", "karma_electric", "train", "tiny.toml", "--run-dir", run, *overrides]
 
 
-def launched(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS["cpu"]), *arguments]
+def launched(*arguments: str, config: Path = CONFIGS["cpu"]) -> list[str]:
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *arguments]
 
 
 def finish(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -156,20 +156,54 @@ def test_two_processes_train_what_one_trains(workplace: Path, alone: Path) -> No
 def test_a_launcher_that_is_killed_takes_its_processes_along_and_the_same_command_goes_on(
     workplace: Path, alone: Path
 ) -> None:
-    arguments = launched(*command("killed", EPOCHS, SETTINGS))
-    partial = workplace / "killed" / ".partial" / "adapter"
-    with subprocess.Popen(arguments, cwd=workplace, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as launcher:
+    kill_and_continue(launched(*command("killed", EPOCHS, SETTINGS)), workplace, "killed")
+    same_training(workplace / "killed" / "adapter", alone)
+
+
+FSDP_ON_CPU = """\
+import contextlib, os, sys
+import torch.distributed
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp._flat_param import FlatParamHandle
+
+# accelerate offers FSDP on GPUs only; torch's works over gloo as well
+os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+torch.distributed.init_process_group("gloo")
+PartialState._prepare_backend = lambda self, *arguments: ("gloo", DistributedType.MULTI_GPU)
+PartialState.wait_for_everyone = lambda self: torch.distributed.barrier()
+FlatParamHandle.to_cpu = contextlib.contextmanager(lambda self: (yield))  # is there: a move to where it is would free it
+
+from karma_electric.cli.main import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_fsdp_trains_what_one_process_trains_and_goes_on_after_a_kill(workplace: Path, alone: Path) -> None:
+    """The shipped file, but for one key that wants a GPU. Names inside FSDP's wrappers once left adapters empty."""
+    config, script = workplace / "fsdp.yaml", workplace / "fsdp_on_cpu.py"
+    text = CONFIGS["fsdp"].read_text()
+    config.write_text(text.replace("fsdp_sync_module_states: true", "fsdp_sync_module_states: false"))
+    script.write_text(FSDP_ON_CPU)
+    _, _, *words = command("fsdp", EPOCHS, SETTINGS)
+    kill_and_continue(launched(str(script), *words, config=config), workplace, "fsdp")
+    same_training(workplace / "fsdp" / "adapter", alone)
+
+
+def kill_and_continue(arguments: Sequence[str], folder: Path, run: str) -> None:
+    """SIGKILL the launcher after the second checkpoint, and give the same command again."""
+    partial = folder / run / ".partial" / "adapter"
+    with subprocess.Popen(arguments, cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as launcher:
         wait_for(lambda: len(list(partial.glob("checkpoints/*/trainer_state.json"))) > 1)
         workers = psutil.Process(launcher.pid).children(recursive=True)
         launcher.send_signal(signal.SIGKILL)
     assert len(workers) == 2
-    assert psutil.wait_procs(workers, timeout=5)[1] == [], "they would hold the run"
-    before = len(read_trajectory(partial / "trajectory.jsonl"))
-    assert before < len(read_trajectory(alone / "trajectory.jsonl"))
-    done = finish(arguments, workplace)
+    assert psutil.wait_procs(workers, timeout=10)[1] == [], "they would hold the run"
+    assert not (folder / run / "adapter").exists()
+    done = finish(arguments, folder)
     assert done.returncode == 0, done.stderr
     assert "continuing where the last attempt stopped" in done.stderr
-    same_training(workplace / "killed" / "adapter", alone)
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 300) -> None:

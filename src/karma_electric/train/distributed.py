@@ -10,15 +10,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from karma_electric.core.errors import InputError
+from karma_electric.core.errors import GateError, InputError
 from karma_electric.core.recipe import TrainSection
 from karma_electric.models.processes import ALONE, Processes
+from karma_electric.models.weights import stored_tensors
 from karma_electric.train.tokenize import IGNORED
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -146,13 +144,35 @@ def share(loader: Any, *, index: int, count: int) -> Any:
     )
 
 
-def full_state(trainer: Any) -> dict[str, torch.Tensor] | None:
-    """All weights of a model that is sharded, in the first process; None where each process has them anyway.
+def save_adapter(trainer: Any, out: Path, *, first: bool) -> None:
+    """Write the adapter to `out`, in the first process; every process has to call this.
 
-    Every process has to call this.
+    Raises:
+        GateError: there was nothing in it.
     """
-    if not sharded():
-        return None
-    wrapped = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
-    state: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(wrapped)
-    return state
+    state = None
+    if sharded():
+        wrapped = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
+        state = trainer.accelerator.get_state_dict(wrapped)
+    if not first:
+        return
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out, state_dict=state)
+    if not stored_tensors(out / "adapter_model.safetensors"):
+        raise GateError(
+            "No weights of the adapter could be gathered.", "Train with recipes/accelerate/ddp.yaml, and report this."
+        )
+
+
+def find_adapters_in_fsdp() -> None:
+    """Let peft see through FSDP's wrappers, of which it knows the outermost only (0.21.2).
+
+    Else no name of an adapter is recognised: checkpoints and the adapter are saved empty, without a word.
+    """
+    from peft.tuners import tuners_utils
+
+    original = tuners_utils._get_tuner_state_dict_key_prefixes
+
+    def plain(*arguments: Any, **keywords: Any) -> set[str]:
+        return {prefix.replace("_fsdp_wrapped_module.", "") for prefix in original(*arguments, **keywords)}
+
+    tuners_utils._get_tuner_state_dict_key_prefixes = plain

@@ -26,7 +26,14 @@ from karma_electric.models.loading import (
     quiet_transformers,
 )
 from karma_electric.models.processes import Processes
-from karma_electric.train.distributed import Task, Team, full_state, shared_section
+from karma_electric.train.distributed import (
+    Task,
+    Team,
+    find_adapters_in_fsdp,
+    save_adapter,
+    sharded,
+    shared_section,
+)
 from karma_electric.train.tokenize import read_split, tokenize_split
 from karma_electric.train.trainer import Data, adapted_model, build_trainer, labelled_only
 from karma_electric.train.trajectory import FILE, Trajectory, plot_trajectory, read_trajectory
@@ -108,10 +115,9 @@ def train_adapter(
             "train.gradient_accumulation by the same factor), lower train.max_length, or set "
             "train.gradient_checkpointing = true. karma train RECIPE --dry-run estimates each.",
         ) from None
-    state = full_state(trainer)
+    save_adapter(trainer, out, first=processes.first)
     if not processes.first:
         return {}
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out, state_dict=state)
     (out / "README.md").unlink(missing_ok=True)  # peft's card template; ours is rendered from measurements
     records = read_trajectory(out / FILE)
     summary = _summary(records, data, section, (trainable, total), _elapsed(out))
@@ -146,6 +152,8 @@ def _prepared(
     from transformers import set_seed
     from trl import SFTTrainer
 
+    if sharded():
+        find_adapters_in_fsdp()
     tokenizer = load_tokenizer(base)
     data = Data(
         tokenize_split(read_split(release / "train.jsonl"), tokenizer, section.max_length),
