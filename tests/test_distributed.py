@@ -172,7 +172,7 @@ os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 torch.distributed.init_process_group("gloo")
 PartialState._prepare_backend = lambda self, *arguments: ("gloo", DistributedType.MULTI_GPU)
 PartialState.wait_for_everyone = lambda self: torch.distributed.barrier()
-FlatParamHandle.to_cpu = contextlib.contextmanager(lambda self: (yield))  # is there: a move to where it is would free it
+FlatParamHandle.to_cpu = contextlib.contextmanager(lambda self: (yield))  # it is there: moving would free it
 
 from karma_electric.cli.main import main
 main()
