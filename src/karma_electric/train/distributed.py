@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from karma_electric.core.errors import GateError, InputError
+from karma_electric.core.errors import ArtifactError, GateError, InputError
 from karma_electric.core.recipe import TrainSection
 from karma_electric.models.processes import ALONE, Processes
 from karma_electric.models.weights import stored_tensors
 from karma_electric.train.tokenize import IGNORED
+
+_WRAPPER = "_fsdp_wrapped_module."
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,32 @@ def save_adapter(trainer: Any, out: Path, *, first: bool) -> None:
         )
 
 
+def load_sharded_adapter(model: Any, checkpoint: Path) -> None:
+    """Put the adapter of a checkpoint into a model that FSDP has cut; every process has to call this.
+
+    accelerate's own way asks peft, which asks every process for names that the first one alone has: the pieces of the
+    others would stay as they were initialised.
+
+    Raises:
+        ArtifactError: the checkpoint is of another adapter.
+    """
+    import torch
+    from safetensors.torch import load_file
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    with FullyShardedDataParallel.summon_full_params(model, recurse=False):
+        state = load_file(checkpoint / "adapter_model.safetensors")  # in here, so that the whole model is the root
+    for name, unit in model.named_modules():
+        if ".lora_" in name and isinstance(unit, FullyShardedDataParallel):  # peft makes a unit of every factor
+            key = f"{name.replace(_WRAPPER, '').replace('.default', '')}.weight"
+            if key not in state:
+                raise ArtifactError(f"{checkpoint} has no {key}.", "Remove it, or start again with --force.")
+            with torch.no_grad(), FullyShardedDataParallel.summon_full_params(unit, recurse=False):
+                unit.module.weight.copy_(state.pop(key))
+    if state:
+        raise ArtifactError(f"{checkpoint} has {next(iter(state))}, the model has not.", "Start again with --force.")
+
+
 def find_adapters_in_fsdp() -> None:
     """Let peft see through FSDP's wrappers, of which it knows the outermost only (0.21.2).
 
@@ -173,6 +201,6 @@ def find_adapters_in_fsdp() -> None:
     original = tuners_utils._get_tuner_state_dict_key_prefixes
 
     def plain(*arguments: Any, **keywords: Any) -> set[str]:
-        return {prefix.replace("_fsdp_wrapped_module.", "") for prefix in original(*arguments, **keywords)}
+        return {prefix.replace(_WRAPPER, "") for prefix in original(*arguments, **keywords)}
 
     tuners_utils._get_tuner_state_dict_key_prefixes = plain

@@ -13,7 +13,7 @@ from karma_electric.core.errors import InputError
 from karma_electric.core.recipe import TrainSection
 from karma_electric.models.loading import load_model, pick_device
 from karma_electric.models.processes import ALONE, Processes
-from karma_electric.train.distributed import sharded, share, shared_section
+from karma_electric.train.distributed import load_sharded_adapter, sharded, share, shared_section
 from karma_electric.train.tokenize import IGNORED, TokenizedSplit
 
 if TYPE_CHECKING:
@@ -230,6 +230,12 @@ def labelled_only(trainer_class: Any) -> Any:
         def _shared(self, loader: Any) -> Any:
             count = self.args.world_size
             return share(loader, index=self.args.process_index, count=count) if count > 1 else loader
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if self.is_fsdp_enabled:
+                load_sharded_adapter(model, Path(resume_from_checkpoint))
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
         def _save_rng_state(self, output_dir: str) -> None:
             """Every process saves its own, and the file that makes a checkpoint whole comes after all of them."""
