@@ -17,6 +17,7 @@ from karma_electric.core.errors import DataError, GateError, InputError
 from karma_electric.core.messages import as_dicts
 from karma_electric.core.recipe import TrainSection
 from karma_electric.models.loading import load_model, quiet_transformers
+from karma_electric.train.distributed import share
 from karma_electric.train.qlora import train_adapter
 from karma_electric.train.tokenize import IGNORED, read_split, tokenize_split
 from karma_electric.train.trainer import Data, adapted_model, build_trainer, labelled_only
@@ -95,10 +96,10 @@ def adapter_of(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "adapter_model.safetensors")
 
 
-def nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, release: Path) -> float:
-    """Mean loss per learned token of the training split, from full logits, one example at a time."""
+def nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, release: Path, split: str = "train") -> float:
+    """Mean loss per learned token of a split, from full logits, one example at a time."""
     total, count = 0.0, 0
-    for example in tokenize_split(read_split(release / "train.jsonl"), tokenizer, 256).examples:
+    for example in tokenize_split(read_split(release / f"{split}.jsonl"), tokenizer, 256).examples:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
         targets = torch.tensor(example.labels)[1:]
@@ -124,6 +125,9 @@ def test_a_small_corpus_is_learned(
     losses = [r["loss"] for r in records_of(trained, "train")]
     assert losses[-1] < losses[0]
     assert losses[-1] == pytest.approx(after, rel=0.3)
+    validation = records_of(trained, "validation")
+    heldout = nll(adapted, tokenizer, release, "validation")  # 3 examples, in batches of 2 and 1
+    assert validation[-1]["loss"] == pytest.approx(heldout, rel=1e-4), "per learned token, not a mean of batch means"
 
 
 def test_the_trajectory_has_every_step_once(trained: Path) -> None:
@@ -201,6 +205,28 @@ def test_the_loss_and_its_gradient_are_those_of_full_logits(
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
     mean = trainer.compute_loss(model, batch)  # without a count: the mean over the batch's own learned tokens
     torch.testing.assert_close(mean, expected * 40 / (batch["labels"][:, 1:] != IGNORED).sum())
+
+
+def test_a_process_without_an_example_left_adds_nothing(
+    tiny_path: Path, release: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Its last batch has no learned token: a loss and gradients of zero, for every parameter, as DDP wants them."""
+    from trl import SFTTrainer
+
+    split = tokenize_split(read_split(release / "train.jsonl"), tokenizer, 256)
+    with quiet_transformers():
+        model = adapted_model(tiny_path, SECTION, torch.float32)
+        trainer = build_trainer(
+            labelled_only(SFTTrainer, SECTION), model, tokenizer, Data(split, split), SECTION, tmp_path, torch.float32
+        )
+    batches = list(share(trainer.get_train_dataloader(), index=2, count=3))  # 4 batches of 2: 0 and 3 | 1 | 2
+    assert [len(batch["labels"]) for batch in batches] == [2, 1]
+    assert (batches[1]["labels"] == IGNORED).all()
+    model.train()
+    loss = trainer.compute_loss(model, batches[1], num_items_in_batch=torch.tensor(40))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    assert float(loss.detach()) == 0
+    assert all((gradient == 0).all() for gradient in torch.autograd.grad(loss, parameters))
 
 
 def test_padding_of_a_batch_is_masked_and_never_the_end_of_a_turn(

@@ -5,10 +5,10 @@ release -> adapter -> merged -> axis -> capped -> gguf -> redteam/ARM -> report 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from karma_electric.card import llama_terms, render_card
 from karma_electric.core.artifact import (
@@ -26,6 +26,9 @@ from karma_electric.core.recipe import Recipe
 from karma_electric.core.resources import find
 from karma_electric.models.refs import ModelRef, resolve
 from karma_electric.pipeline import Stage
+
+if TYPE_CHECKING:
+    from karma_electric.train.distributed import Team
 
 _MERGE_CONVERSATIONS = 4
 _FIDELITY_CONVERSATIONS = 24
@@ -53,8 +56,14 @@ def plan_release(recipe: Recipe, *, force: bool = False) -> Stage:
     )
 
 
-def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
+def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: Sequence[str] = ()) -> list[Stage]:
     """All stages of a recipe, with the ids they will have. Nothing is executed.
+
+    Args:
+        recipe: the whole recipe.
+        run: the run's folder.
+        team: the processes that train together.
+        report_to: trackers that are told about the training.
 
     Raises:
         MissingError: the base model, the corpus or a suite does not exist.
@@ -93,7 +102,7 @@ def plan_run(recipe: Recipe, run: Path) -> list[Stage]:
         "adapter",
         {**_config(recipe.train), **arithmetic},
         {"base": base.fingerprint, "release": release},
-        partial(_adapter, recipe, base, run),
+        partial(_adapter, recipe, base, run, team, report_to),
         resumable=True,
         space=3 * weights,  # the adapter and two checkpoints with optimiser state
     )
@@ -237,10 +246,30 @@ def _release(recipe: Recipe, source: Path, force: bool, out: Path, progress: Pro
     progress.say(f"  {summary['train']} examples to train on, {summary['validation']} held out")
 
 
-def _adapter(recipe: Recipe, base: ModelRef, run: Path, out: Path, progress: Progress) -> None:
+def _adapter(
+    recipe: Recipe,
+    base: ModelRef,
+    run: Path,
+    team: Team | None,
+    report_to: Sequence[str],
+    out: Path,
+    progress: Progress,
+) -> None:
     from karma_electric.train.qlora import train_adapter
+    from karma_electric.train.tracking import place
 
-    summary = train_adapter(base.path, run / "release", recipe.train, out, dtype=recipe.model.dtype, progress=progress)
+    place(report_to, run)
+    summary = train_adapter(
+        base.path,
+        run / "release",
+        recipe.train,
+        out,
+        dtype=recipe.model.dtype,
+        report_to=report_to,
+        name=recipe.name,
+        team=team,
+        progress=progress,
+    )
     for verb in ("cut", "dropped"):
         if summary[verb]:
             progress.say(f"  longer than {recipe.train.max_length} tokens, {verb}: {', '.join(summary[verb])}")

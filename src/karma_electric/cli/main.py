@@ -104,6 +104,8 @@ def _reader_gone() -> None:
 
 
 def _stopped() -> None:
+    if os.environ.get("RANK", "0") != "0":  # Ctrl-C reaches all processes of a launcher: the first speaks
+        raise SystemExit(_INTERRUPTED) from None
     _fail("Stopped.", "Run the same command again to continue.", _INTERRUPTED)
 
 

@@ -6,9 +6,14 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from karma_electric.train.distributed import Team
+
+REPORT_TO = "Tell trackio, tensorboard or wandb every step of the training too. Repeatable."
 
 
 def run(
@@ -26,18 +31,52 @@ def run(
         bool, typer.Option("--force", help="Replace what differs; with --from, redo from there on.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    report_to: Annotated[list[str] | None, typer.Option("--report-to", metavar="TRACKER", help=REPORT_TO)] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Run a recipe: corpus -> release -> adapter -> merged -> axis -> capped -> gguf -> redteam -> report -> card.
 
     Stages that are already there are skipped; a killed run continues where it stopped.
 
+    Started in several processes by accelerate launch, they train together; everything else is done by the first.
+
     Example: karma run recipes/demo.toml --to axis
     """
+    from karma_electric.models.processes import joined
+    from karma_electric.train.distributed import Team
+
+    with joined() as processes:
+        team = Team(processes)
+        if not processes.first:
+            from karma_electric.train.qlora import help_train
+
+            help_train(team)
+            return
+        try:
+            _run(team, recipe, set_, run_dir, first, last, report_to, force=force, dry_run=dry_run, json_=json_)
+        finally:
+            team.dismiss()
+
+
+def _run(
+    team: Team,
+    recipe: str,
+    set_: list[str] | None,
+    run_dir: Path | None,
+    first: str | None,
+    last: str | None,
+    report_to: list[str] | None,
+    *,
+    force: bool,
+    dry_run: bool,
+    json_: bool,
+) -> None:
     from karma_electric.core.progress import Console
     from karma_electric.core.recipe import load_recipe
     from karma_electric.pipeline import run_stages
+    from karma_electric.train.tracking import trackers
 
+    names = trackers(report_to or [])
     loaded = load_recipe(recipe, set_ or [])
     folder = run_dir or Path("runs") / loaded.name
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -48,7 +87,7 @@ def run(
     from karma_electric.stages import plan_run
 
     progress = Console()
-    stages = plan_run(loaded, folder)
+    stages = plan_run(loaded, folder, team=team, report_to=names)
     outcome = run_stages(
         folder,
         stages,

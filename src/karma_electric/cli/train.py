@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from karma_electric.cli.run import REPORT_TO, run
+
 if TYPE_CHECKING:
     from karma_electric.core.recipe import Recipe
     from karma_electric.train.estimate import Estimate
@@ -26,11 +28,13 @@ def train(
         bool,
         typer.Option("--dry-run", help="Print steps, tokens, parameters, estimated memory and time; train nothing."),
     ] = False,
+    report_to: Annotated[list[str] | None, typer.Option("--report-to", metavar="TRACKER", help=REPORT_TO)] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Freeze the release of a recipe and fine-tune an adapter on it: `karma run RECIPE --to adapter`.
 
-    A killed training continues from its last checkpoint when the same command is given again.
+    A killed training continues from its last checkpoint when the same command is given again. On several GPUs:
+    accelerate launch --config_file recipes/accelerate/ddp.yaml -m karma_electric train RECIPE
 
     Example: karma train recipes/llama31-8b-v3.toml --dry-run
     """
@@ -39,9 +43,7 @@ def train(
     from karma_electric.core.recipe import load_recipe
 
     if not dry_run:
-        from karma_electric.cli.run import run
-
-        run(recipe, set_, run_dir=run_dir, last="adapter", force=force, json_=json_)
+        run(recipe, set_, run_dir=run_dir, last="adapter", force=force, report_to=report_to, json_=json_)
         return
     loaded = load_recipe(recipe, set_ or [])
     found, speed, device = _estimated(loaded)

@@ -87,7 +87,12 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def load_model(
-    path: Path, *, dtype: str | torch.dtype = "auto", device: str | None = None, quantisation: Any = None
+    path: Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | None = None,
+    quantisation: Any = None,
+    place: bool = True,
 ) -> PreTrainedModel:
     """Load a causal language model for evaluation.
 
@@ -96,6 +101,7 @@ def load_model(
         dtype: a torch dtype, or `auto`, `bfloat16`, `float32`.
         device: where to put it; the best there is when None.
         quantisation: a transformers quantisation config, such as `nf4_config`.
+        place: whether to put it there; whoever shards the model over several devices does that piece by piece.
 
     Raises:
         MissingError: no model there.
@@ -107,6 +113,7 @@ def load_model(
 
     if not is_gguf(path) and not (path / "config.json").is_file():
         raise MissingError(f"{path} has no config.json.", "Give a Hugging Face model folder.")
+    asked = None if device is None or quantisation is None or not place else {"": device}
     device = device or pick_device()
     dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(dtype, device)
     source, gguf = _where(path)
@@ -117,6 +124,7 @@ def load_model(
                 **gguf,
                 dtype=dtype,
                 quantization_config=quantisation,
+                device_map=asked,  # 4-bit weights cannot be moved later
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # reported below, like what is missing
                 output_loading_info=True,
@@ -136,7 +144,7 @@ def load_model(
             f"{', '.join(sorted(unfit)[:3])}).",
             "Is it a whole, unchanged model folder?",
         )
-    if quantisation is None:
+    if quantisation is None and place:
         model.to(device)
     return model.eval()
 

@@ -5,7 +5,9 @@ QLoRA: Dettmers et al. 2023, arXiv 2305.14314. Resumes from the newest whole che
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +25,15 @@ from karma_electric.models.loading import (
     pick_dtype,
     quiet_transformers,
 )
+from karma_electric.models.processes import ALONE, Processes
+from karma_electric.train.distributed import (
+    Task,
+    Team,
+    find_adapters_in_fsdp,
+    save_adapter,
+    sharded,
+    shared_section,
+)
 from karma_electric.train.tokenize import read_split, tokenize_split
 from karma_electric.train.trainer import Data, adapted_model, build_trainer, labelled_only
 from karma_electric.train.trajectory import FILE, Trajectory, plot_trajectory, read_trajectory
@@ -39,6 +50,9 @@ def train_adapter(
     out: Path,
     *,
     dtype: str = "auto",
+    report_to: Sequence[str] = (),
+    name: str | None = None,
+    team: Team | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a LoRA adapter; writes adapter, trajectory.jsonl, loss.png and training.json to `out`.
@@ -49,26 +63,48 @@ def train_adapter(
         section: hyper-parameters.
         out: where everything goes; a checkpoint left there by a killed run is continued.
         dtype: arithmetic, `auto`, `bfloat16` or `float32`.
+        report_to: trackers that are told every step too: `tensorboard`, `trackio`, `wandb`.
+        name: what the trackers call the run.
+        team: the processes that train together; the first one writes.
         progress: told about every optimiser step.
 
     Returns:
         The summary that was written to training.json.
 
     Raises:
-        GateError: the loss diverged. DataError: no example fits. InputError: out of memory.
+        GateError: the loss diverged. DataError: no example fits. InputError: out of memory, or the examples of a step
+            cannot be shared by so many processes.
     """
     if (out / SUMMARY).exists():
         return _tidied(out)
-    require("train")
-    import_quietly("bitsandbytes", "trl")
+    team = team or Team()
+    processes = team.processes
+    shared = shared_section(section, processes.count)
+    team.call(Task(base, release, section, out, dtype))
     progress = progress or Silent()
-    checkpoint = _newest_checkpoint(out / _CHECKPOINTS)
+    checkpoint = processes.tell(_newest_checkpoint(out / _CHECKPOINTS) if processes.first else None)
     resume_at = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
-    trainer, data = new_trainer(
-        base, release, section, out / _CHECKPOINTS, dtype=dtype, callbacks=[_recorder(out, resume_at, progress)]
+    trainer, data = processes.together(
+        lambda: new_trainer(
+            base,
+            release,
+            section,
+            out / _CHECKPOINTS,
+            dtype=dtype,
+            callbacks=[_recorder(out, resume_at, progress)] if processes.first else [],
+            report_to=report_to if processes.first else (),
+            name=name,
+            processes=processes,
+        )
     )
+    trainable, total = trainer.model.get_nb_trainable_parameters()
+    if processes.count > 1:
+        progress.say(
+            f"  {processes.count} processes, each with {shared.gradient_accumulation} x {shared.batch_size} of the "
+            f"{section.gradient_accumulation * section.batch_size} examples of a step"
+        )
     try:
-        with quiet_transformers():
+        with quiet_transformers(), contextlib.redirect_stdout(sys.stderr):  # trackers print; that is for --json
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RuntimeError as error:  # OutOfMemoryError is one; on a CPU it is a plain one
         if not out_of_memory(error):
@@ -79,13 +115,22 @@ def train_adapter(
             "train.gradient_accumulation by the same factor), lower train.max_length, or set "
             "train.gradient_checkpointing = true. karma train RECIPE --dry-run estimates each.",
         ) from None
-    trainer.model.save_pretrained(out)
+    save_adapter(trainer, out, first=processes.first)
+    if not processes.first:
+        return {}
     (out / "README.md").unlink(missing_ok=True)  # peft's card template; ours is rendered from measurements
     records = read_trajectory(out / FILE)
-    summary = _summary(records, data, section, trainer.model, _elapsed(out))
+    summary = _summary(records, data, section, (trainable, total), _elapsed(out))
     plot_trajectory(records, out / "loss.png")
     write_json(out / SUMMARY, summary)
     return _tidied(out)
+
+
+def help_train(team: Team) -> None:
+    """In all processes but the first: train along when it does."""
+    task = team.wait()
+    if task is not None:
+        train_adapter(task.base, task.release, task.section, task.out, dtype=task.dtype, team=team)
 
 
 def new_trainer(
@@ -96,21 +141,29 @@ def new_trainer(
     *,
     dtype: str = "auto",
     callbacks: Sequence[Any] = (),
+    report_to: Sequence[str] = (),
+    name: str | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[Any, Data]:
     """A trainer that has not begun, and the tokenised data it will see; arguments as for `train_adapter`."""
+    require("train")
+    import_quietly("bitsandbytes", "trl")
+    import torch
     from transformers import set_seed
     from trl import SFTTrainer
 
+    if sharded():
+        find_adapters_in_fsdp()
     tokenizer = load_tokenizer(base)
-    train, validation = (
-        tokenize_split(read_split(release / f"{name}.jsonl"), tokenizer, section.max_length)
-        for name in ("train", "validation")
+    data = Data(
+        tokenize_split(read_split(release / "train.jsonl"), tokenizer, section.max_length),
+        tokenize_split(read_split(release / "validation.jsonl"), tokenizer, section.max_length),
     )
-    data = Data(train, validation)
     set_seed(section.seed)
     compute = pick_dtype(dtype, pick_device())
     with quiet_transformers():
-        model = adapted_model(base, section, compute)
+        model = adapted_model(base, section, compute, device=processes.device)
+    with quiet_transformers():
         trainer = build_trainer(
             labelled_only(SFTTrainer, section),
             model,
@@ -120,7 +173,12 @@ def new_trainer(
             checkpoints,
             compute,
             callbacks=callbacks,
+            report_to=report_to,
+            name=name,
+            processes=processes,
         )
+    if processes.index:
+        torch.manual_seed(section.seed + processes.index)  # dropout of its own
     return trainer, data
 
 
@@ -213,12 +271,12 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _summary(
-    records: list[dict[str, Any]], data: Data, section: TrainSection, model: Any, seconds: float
+    records: list[dict[str, Any]], data: Data, section: TrainSection, parameters: tuple[int, int], seconds: float
 ) -> dict[str, Any]:
     train = [r for r in records if r["split"] == "train"]
     validation = [r for r in records if r["split"] == "validation"]
     last = train[-max(1, len(train) // 10) :]
-    trainable, total = model.get_nb_trainable_parameters()
+    trainable, total = parameters
     return {
         "steps": train[-1]["step"],
         "epochs": section.epochs,

@@ -81,7 +81,7 @@ def extract(
     extract again after every training. A run that was stopped continues where it was.
 
     Several processes share the work when started with accelerate launch -m karma_electric axis extract ... (on GPUs)
-    or torchrun --nproc-per-node 2 -m karma_electric axis extract ... (on the CPU).
+    or, on the CPU, with accelerate launch --config_file recipes/accelerate/cpu.yaml -m karma_electric axis extract ...
 
     Example: karma axis extract runs/demo/merged axis --recipe demo.toml
     """
