@@ -186,7 +186,7 @@ def load_sharded_adapter(model: Any, checkpoint: Path) -> None:
             if key not in state:
                 raise ArtifactError(f"{checkpoint} has no {key}.", "Remove it, or start again with --force.")
             with torch.no_grad(), FullyShardedDataParallel.summon_full_params(unit, recurse=False):
-                unit.module.weight.data.copy_(state.pop(key))
+                unit.module.get_parameter("weight").copy_(state.pop(key))
     if state:
         raise ArtifactError(f"{checkpoint} has {next(iter(state))}, the model has not.", "Start again with --force.")
 
