@@ -92,7 +92,9 @@ def test_padding_is_the_mean_over_all_batches(lengths: list[int], batch: int) ->
 
     longest = [max(chosen) for chosen in combinations(lengths, min(batch, len(lengths)))]
     expected = statistics.mean(longest) * len(lengths)
-    assert estimation._padded(sorted(lengths, reverse=True), batch) == pytest.approx(expected)
+    assert estimation._padded(
+        sorted(lengths, reverse=True), TrainSection(batch_size=batch, group_by_length=False)
+    ) == pytest.approx(expected)
 
 
 def test_memory_falls_with_each_thing_that_the_advice_names(tiny_path: Path) -> None:
@@ -105,7 +107,9 @@ def test_memory_falls_with_each_thing_that_the_advice_names(tiny_path: Path) -> 
 
 def test_four_bits_hold_the_blocks_and_not_the_embedding(tmp_path: Path) -> None:
     base = tiny.write_checkpoint(tmp_path / "base", intermediate=192)
-    full, quantised = (estimated(base, [9], quantisation=kind).memory_bytes["base weights"] for kind in ("none", "nf4"))
+    full, quantised = (
+        estimated(base, [9], quantisation=kind, fused=False).memory_bytes["base weights"] for kind in ("none", "nf4")
+    )
     embedding = 4 * tiny.VOCABULARY * tiny.HIDDEN
     assert embedding < quantised < embedding + (full - embedding) / 6
 
@@ -142,3 +146,21 @@ def test_the_recipes_for_llama_are_the_originals_in_full(version: str) -> None:
     smaller = load_recipe(f"smollm2-{version}.toml")
     assert smaller.release == recipe.release
     assert (smaller.train.rank, smaller.train.alpha, smaller.train.epochs) == (64, 128, 3.0)
+
+
+def test_steps_of_like_length_hold_less_padding() -> None:
+    lengths = sorted(range(20, 420), reverse=True)
+    drawn, grouped = (
+        estimation._padded(lengths, TrainSection(batch_size=4, gradient_accumulation=1, group_by_length=choice))
+        for choice in (False, True)
+    )
+    assert sum(lengths) < grouped < 1.05 * sum(lengths) < drawn
+
+
+def test_weights_that_are_unpacked_for_speed_are_counted(tmp_path: Path) -> None:
+    base = tiny.write_checkpoint(tmp_path / "base", intermediate=192)
+    packed, unpacked = (
+        estimated(base, [9], quantisation="nf4", fused=fused).memory_bytes["base weights"] for fused in (False, True)
+    )
+    weights = sum(outside * inside for outside, inside in estimation._weights(estimation._on_meta(base))[0].values())
+    assert unpacked - packed == 4 * weights

@@ -86,6 +86,8 @@ def estimate(
     Raises:
         InputError: the model has no such linear layers.
     """
+    from karma_electric.train.head_loss import CHUNK
+
     model = _on_meta(base)
     linear, rest = _weights(model)
     require_targets(linear, section.target_modules)
@@ -100,20 +102,23 @@ def estimate(
     positions = section.batch_size * widest[0]
     learned = max(sum(label >= 0 for label in example.labels) for example in train.examples) * section.batch_size
     itemsize = compute.itemsize
+    fused = section.fused and device == "cpu"  # weights are unpacked once, and stay
+    unpacked = in_linear * itemsize if fused and section.quantisation == "nf4" else 0
     optimiser = 2 if device == "cuda" else 8  # two moments: 8-bit (paged_adamw_8bit) or float32
     memory = {
-        "base weights": int(in_linear * (_NF4_BYTES if section.quantisation == "nf4" else itemsize) + rest * itemsize),
+        "base weights": int(in_linear * (_NF4_BYTES if section.quantisation == "nf4" else itemsize) + rest * itemsize)
+        + unpacked,
         "adapter": 4 * trainable,
         "gradients": 4 * trainable,
         "optimiser": optimiser * trainable,
         "activations": _activation_bytes(
             model.config, positions, itemsize, checkpointing=section.gradient_checkpointing
         ),
-        "logits": _LOGIT_CHUNK * 4 * learned * model.config.vocab_size,
+        "logits": _LOGIT_CHUNK * 4 * min(learned, CHUNK) * model.config.vocab_size,
     }
     passes = 3 if section.gradient_checkpointing else 2  # forward, backward to the activations, forward again
     products = 2 * passes * in_linear + 6 * trainable
-    padded = _padded(lengths, section.batch_size)
+    padded = _padded(lengths, section)
     whole = section.epochs * padded * products
     return Estimate(
         examples=len(train.examples),
@@ -195,13 +200,18 @@ def _activation_bytes(config: Any, positions: int, itemsize: int, *, checkpointi
     return int(config.num_hidden_layers * block)
 
 
-def _padded(lengths: Sequence[int], batch_size: int) -> float:
-    """Expected tokens of an epoch, padding included, when batches are drawn at random.
+def _padded(lengths: Sequence[int], section: TrainSection) -> float:
+    """Tokens of an epoch, padding included: of the first one's order, or expected when batches are drawn at random.
 
     The longest of k drawn without replacement from lengths sorted downwards: the i-th is it with the chance that it is
     in the batch and none of the longer ones is.
     """
-    n, k = len(lengths), min(batch_size, len(lengths))
+    if section.group_by_length:
+        from karma_electric.train.batches import LikeLengths, padding
+
+        order = list(LikeLengths(lengths, section.batch_size * section.gradient_accumulation, section.seed))
+        return sum(lengths) / (1 - padding(lengths, order, section.batch_size))
+    n, k = len(lengths), min(section.batch_size, len(lengths))
     chances = [math.comb(n - i - 1, k - 1) / math.comb(n, k) for i in range(n - k + 1)]
     longest = sum(chance * length for chance, length in zip(chances, lengths, strict=False))
     return longest * n
