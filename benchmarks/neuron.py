@@ -61,7 +61,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", type=Path, default=Path("runs/demo/merged"))
     parser.add_argument("axis", nargs="?", type=Path, default=Path("runs/demo/axis"))
-    parser.add_argument("--cap-rates", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.6])
+    parser.add_argument(
+        "--cap-rates",
+        type=float,
+        nargs="+",
+        default=[0.15, 0.3, 0.55, 0.75],
+        help="asked of the uncapped model; with the cap acting about 0.1 to 0.6",
+    )
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.5])
     parser.add_argument(
         "--fit-alpha", type=float, default=0.5, help="strength while fitting; 0: each alpha its own fit"
