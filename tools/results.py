@@ -250,12 +250,29 @@ def merge_base_table(found: Any) -> list[str]:
     return [*lines, "", said]
 
 
+def program_table(found: Any) -> list[str]:
+    """Another program against transformers, for the baked checkpoint and the uncapped one."""
+    lines = [
+        "| Checkpoint | Same greedy answer | Same tokens before the first difference | Same next token | KL, nats |",
+        "|---|---|---|---|---|",
+    ]
+    for side in ("baked", "uncapped"):
+        row = found[side]
+        lines.append(
+            f"| {side} | {row['identical']:.0%} of {row['prompts']} | {row['common_prefix']:.1f} of "
+            f"{row['mean_tokens']:.1f} | {row['same_token']:.1%} | {row['kl_nats']:.1e} |"
+        )
+    return lines
+
+
 # what a table is called -> the file in results/benchmarks it is made from, and how
 BENCHMARKS = {
     "extract": ("extract", extract_table),
     "extract_other": ("extract_other", extract_table),
     "cap_overhead": ("cap_overhead", overhead_table),
     "neuron": ("neuron", neuron_table),
+    "llama.cpp": ("check_baked", program_table),
+    "vllm": ("check_vllm", program_table),
     "train": ("train", train_table),
     "stops": ("stops", stops_table),
     "drift": ("drift", drift_table),
