@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -72,3 +73,16 @@ def test_every_file_of_a_saved_model_counts(folder: Path) -> None:
 def test_a_resolved_model_has_the_fingerprint_of_its_folder(folder: Path) -> None:
     (folder / "fidelity.json").write_text(json.dumps({"alpha": 0.5}))
     assert resolve(str(folder)).fingerprint == folder_fingerprint(folder)
+
+
+def test_a_sealed_model_that_was_edited_is_another(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    seal(folder, kind="merged", config={}, inputs={})
+    before = folder_fingerprint(folder)
+    (folder / "model.safetensors").write_bytes(b"others!")
+    manifest = (folder / "manifest.json").stat()
+    os.utime(folder / "model.safetensors", ns=(manifest.st_atime_ns, manifest.st_mtime_ns + 1))
+    assert folder_fingerprint(folder) != before

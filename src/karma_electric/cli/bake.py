@@ -9,8 +9,6 @@ import typer
 
 if TYPE_CHECKING:
     from karma_electric.core.progress import Progress
-    from karma_electric.steer.bake import Fitted
-
 _TEXTS = "suites/heldout-48.jsonl"
 _CONVERSATIONS = 24
 
@@ -48,7 +46,7 @@ def bake(
 ) -> None:
     """Compile a cap into the weights: a plain checkpoint that stock transformers, llama.cpp, Ollama and vLLM run.
 
-    One neuron per cap and capped block is fitted on the calibration responses beside CAP, once for all strengths, and
+    One neuron per cap and capped block is fitted on the calibration responses beside CAP, for each strength, and
     compared with the hooks on the held-out ones: KL(hooked||baked) / KL(hooked||uncapped) with its interval, greedy
     agreement, perplexity of the held-out prompts (as plain text) and speed go to fidelity.json. A ratio above
     --max-kl-ratio is refused (exit code 1).
@@ -120,13 +118,11 @@ def plan(
         ArtifactError: the cap is for a model of another shape.
         GateError: a baked cap is not faithful, and `force` is not set.
     """
-    from functools import cache as once
-
     from pydantic import ValidationError
 
     from karma_electric.cli.chat import find_cap
-    from karma_electric.core.artifact import hash_file
-    from karma_electric.core.errors import InputError, MissingError
+    from karma_electric.core.artifact import hash_file, read_json
+    from karma_electric.core.errors import GateError, InputError, MissingError
     from karma_electric.core.recipe import BakeSection
     from karma_electric.core.resources import find
     from karma_electric.models.refs import resolve
@@ -166,12 +162,6 @@ def plan(
                 progress.say(f"warning: {warning}")
             caps_read.append(each)
 
-    @once
-    def fitted() -> Fitted:
-        from karma_electric.steer.bake import fit
-
-        return fit(ref.path, caps_read, splits["calibration"], section, progress=progress)
-
     stages = []
     for alpha in alphas:
 
@@ -189,11 +179,14 @@ def plan(
                 out=folder,
                 section=section,
                 alpha=alpha,
-                fitted=fitted,
                 progress=progress,
             )
-            if not force:
-                require_faithful(report, section)
+            try:
+                if not force:
+                    require_faithful(report, section)
+            except GateError as refused:
+                kept = f"What was written is in {folder}: remove it if you leave it at that."
+                raise GateError(refused.message, f"{refused.hint} {kept}") from None
 
         inputs = {
             "model": ref.fingerprint,
@@ -210,6 +203,11 @@ def plan(
         stages.append(Stage(name, "capped", config_, inputs, execute, resumable=True, space_bytes=int(1.2 * size)))
     root = out.parent if len(alphas) == 1 else out
     make_artifacts(root, stages, force=force, before=prepare, progress=progress)
+    if not force:  # also of what was there already, which --force may have kept
+        from karma_electric.steer.bake import require_faithful
+
+        for stage in stages:
+            require_faithful(read_json(root / stage.name / "fidelity.json"), section)
     return [root / stage.name for stage in stages]
 
 

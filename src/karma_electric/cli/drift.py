@@ -128,13 +128,17 @@ def locate(model: str | None, cap: Path | None, transcripts: list[Transcript]) -
     from karma_electric.steer.neuron import FILE as COMPILED
     from karma_electric.steer.spec import CAP_FILE
 
+    models, caps = ({getattr(t, key) for t in transcripts} for key in ("model", "cap"))
     if model is None and cap is None:
-        models, caps = ({getattr(t, key) for t in transcripts} for key in ("model", "cap"))
         if len(models) > 1 or len(caps) > 1 or None in models | caps:
             raise MissingError(
                 "Nothing says which model and cap to measure with.", "Give --model runs/demo/merged, or --cap."
             )
         model, cap = models.pop(), Path(caps.pop())
+    elif model is None and len(models) == 1 and not _model_beside(cap):
+        model = models.pop()  # None where the transcripts do not say
+    elif cap is None and len(caps) == 1 and None not in caps and not (Path(model or "").parent / "axis").is_dir():
+        cap = Path(caps.pop())
     if model is not None and (model.endswith(".gguf") or model.startswith("scripted:")):
         raise InputError(
             f"{model} has no activations to look at.",
@@ -162,6 +166,14 @@ def locate(model: str | None, cap: Path | None, transcripts: list[Transcript]) -
             raise MissingError(f"There is no model beside the cap (looked for {merged}).", "Give one with --model.")
         model = str(merged)
     return model, file
+
+
+def _model_beside(cap: Path | None) -> bool:
+    """Whether a run's model lies beside a cap (its folder or its cap.json)."""
+    if cap is None:
+        return False
+    folder = cap.resolve() if cap.is_dir() else cap.resolve().parent
+    return (folder.parent / "merged").is_dir()
 
 
 def measure(name: str, cap_file: Path, transcripts: list[Transcript], *, alpha: float, asked: AskedAlarm) -> Measured:

@@ -136,7 +136,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingError(f"{path} does not exist.", "Run the stage that makes it.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number too long, nested too deeply
         raise ArtifactError(f"{path} is not JSON ({error}).", "Make it again with --force.") from None
 
 

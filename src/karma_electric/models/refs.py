@@ -86,13 +86,23 @@ def resolve(name: str, revision: str | None = None) -> ModelRef:
 def folder_fingerprint(folder: Path) -> str:
     """Id of the model in a folder: a hash of the files that decide what it answers, and of no others.
 
-    The hashes are those of the manifest where the folder is one of our artifacts, else of the files as they are.
+    The hashes are those of the manifest where the folder is one of our artifacts and the file is not newer than the
+    manifest, which is written last; else of the files as they are.
     """
     if (folder / "manifest.json").is_file():
         manifest = read_manifest(folder)
-        hashes = {name: digest for name, digest in manifest.files.items() if _computes(name)}
+        sealed = (folder / "manifest.json").stat().st_mtime_ns
+        hashes = {
+            name: digest if _is_older(folder / name, sealed) else hash_file(folder / name)
+            for name, digest in manifest.files.items()
+            if _computes(name)
+        }
         return artifact_id(manifest.kind, {"files": hashes}, {})
     return hash_text(canonical_json({name: hash_file(folder / name) for name in list_files(folder) if _computes(name)}))
+
+
+def _is_older(file: Path, time_ns: int) -> bool:
+    return not file.is_file() or file.stat().st_mtime_ns <= time_ns  # a file that is gone is damage, told elsewhere
 
 
 def _computes(name: str) -> bool:

@@ -133,6 +133,13 @@ def load_axis(path: Path) -> Axis:
         norms = {site: tensors[f"norm.{site}"] for site in directions}
         if any(norms[site].shape != vectors.shape[:1] for site, vectors in directions.items()):
             raise ValueError("norms and directions have not the same blocks")
+        if not all(norm.is_floating_point() and bool(norm.isfinite().all()) for norm in norms.values()):
+            raise ValueError("a norm is not a number")
+        away, stats = json.loads(metadata["away"]), json.loads(metadata["stats"])
+        if not isinstance(away, list) or not all(isinstance(text, str) for text in away):
+            raise TypeError("away is not a list of texts")
+        if not isinstance(stats, dict):
+            raise TypeError("stats is not an object")
         return Axis(
             directions=directions,
             norms=norms,
@@ -140,15 +147,15 @@ def load_axis(path: Path) -> Axis:
             template_sha256=metadata["template_sha256"],
             position=metadata["position"],
             toward=metadata["toward"],
-            away=tuple(json.loads(metadata["away"])),
+            away=tuple(away),
             n=int(metadata["n"]),
-            stats=json.loads(metadata["stats"]),
+            stats=stats,
             projections={
                 site: tensors[f"projections.{site}"] for site in directions if f"projections.{site}" in tensors
             },
             blocks=blocks,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: a field is missing or damaged ({error}).", "Extract the axis again.") from None
 
 
@@ -157,7 +164,7 @@ def _blocks(path: Path, text: str | None) -> tuple[int, ...] | None:
         return None
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     whole = isinstance(found, list) and all(type(block) is int and block >= 0 for block in found)
     if not whole or not found or found != sorted(set(found)):
@@ -171,6 +178,8 @@ def _check(path: Path, directions: dict[Site, torch.Tensor], blocks: tuple[int, 
     if not directions:
         raise ArtifactError(f"{path} holds no directions.", "Extract the axis again.")
     for site, vectors in directions.items():
+        if not vectors.is_floating_point():
+            raise ArtifactError(f"{path}: direction.{site} is {vectors.dtype}.", "Extract the axis again.")
         lengths = vectors.norm(dim=-1)
         expected = torch.ones_like(lengths)
         if blocks is not None and vectors.dim() == 2 and blocks[-1] < len(vectors):

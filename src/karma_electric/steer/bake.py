@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +48,10 @@ def fit(
     batch_tokens: int = 4096,
     progress: Progress,
 ) -> Fitted:
-    """Neurons for the caps, and what gives way to them when they replace: one calibration, for every strength.
+    """Neurons for the caps at the strengths they have, and what gives way to them when they replace.
 
-    Whatever strength is baked in the end, the caps act with their own during calibration. What a cap of another
-    strength leaves to the blocks behind it differs little, and the same request gives the same neurons whether one
-    strength is asked for or several (docs/cap-neuron.md has the figures).
+    The caps act while the neurons are fitted, since a capped block changes what the blocks behind it read. Neurons
+    fitted at one strength and scaled to another are two to four times less faithful (docs/cap-neuron.md).
 
     Args:
         source: the uncapped checkpoint.
@@ -89,14 +88,13 @@ def bake(
     out: Path,
     section: BakeSection,
     alpha: float | None = None,
-    fitted: Callable[[], Fitted] | None = None,
     dtype: str = "auto",
     batch_tokens: int = 4096,
     progress: Progress,
 ) -> dict[str, Any]:
     """Write a checkpoint with caps in its weights, and `fidelity.json` beside it.
 
-    A killed bake continues with the neurons it had fitted.
+    A killed bake continues with the neurons it had fitted. Each strength is fitted for itself, on the same responses.
 
     Args:
         source: the uncapped checkpoint.
@@ -107,7 +105,6 @@ def bake(
         out: an existing folder.
         section: placement, ridge, sharpness and gate.
         alpha: strength of every cap, 0 < alpha <= 1; each cap's own when None.
-        fitted: gives what `fit` returns, for callers that bake several strengths from one calibration.
         dtype: arithmetic of the calibration passes; fidelity is always measured in float32.
         batch_tokens: padded tokens per forward pass.
         progress: told about the passes.
@@ -116,12 +113,15 @@ def bake(
         The content of fidelity.json. The gate is `require_faithful`'s.
     """
     if not (out / FILE).exists():
-        made = fitted or (
-            lambda: fit(source, caps, calibration, section, dtype=dtype, batch_tokens=batch_tokens, progress=progress)
+        neurons, removed = fit(
+            source,
+            at_strength(caps, alpha),
+            calibration,
+            section,
+            dtype=dtype,
+            batch_tokens=batch_tokens,
+            progress=progress,
         )
-        neurons, removed = made()
-        if alpha is not None:
-            neurons = {layer: tuple(neuron.at(alpha) for neuron in members) for layer, members in neurons.items()}
         (out / FILE).parent.mkdir(exist_ok=True)
         save_neurons(neurons, removed, out / FILE)
     neurons, removed = load_neurons(out / FILE)

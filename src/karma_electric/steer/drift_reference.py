@@ -14,7 +14,7 @@ from karma_electric.core.progress import Progress
 from karma_electric.models.blocks import context_length
 from karma_electric.models.refs import cache_root
 from karma_electric.steer.conversation_drift import project, render_all, turn_drifts
-from karma_electric.steer.responses import FILE, read_responses
+from karma_electric.steer.responses import FILE, load_responses
 from karma_electric.steer.spec import Cap
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def reference_for(
         progress: told about the reading.
     """
     responses = cap_file.parent / FILE
-    if not responses.is_file() or not read_responses(responses):
+    if not responses.is_file() or not load_responses(responses):
         return None
     key = {
         "version": _VERSION,
@@ -121,9 +121,9 @@ def measure_reference(
     Raises:
         DataError: the answers have no spread.
     """
-    members = [r for r in read_responses(responses) if r.text.strip()]
+    members = [r for r in load_responses(responses) if r.text.strip()]
     members = [r for r in members if r.kind == "deployment"] or members
-    conversations = {r.id: r.conversation for r in members}
+    conversations = {f"{number} {r.split} {r.id}": r.conversation for number, r in enumerate(members)}
     rendered = render_all(tokenizer, conversations, context_length(model))
     projections = project(model, tokenizer, cap, rendered, progress=progress)
 

@@ -107,7 +107,9 @@ def require_kinds(responses: Sequence[Response], shares: Mapping[str, float], *,
 
 
 def read_responses(path: Path) -> list[Response]:
-    """All whole lines of a responses file of ours; one torn by a kill is cut off, no file is an empty one.
+    """All whole lines of a file that is being written; one torn by a kill is cut off, no file is an empty one.
+
+    Only for whoever writes it: others leave it as it is (`load_responses`).
 
     Raises:
         DataError: a line that is not a response; names it.
@@ -150,7 +152,7 @@ def by_split(path: Path) -> dict[str, list[Conversation]]:
     if not path.exists():
         raise MissingError(f"{path} does not exist.", "Calibrate first: karma axis calibrate, or karma run --to axis")
     found: dict[str, list[Conversation]] = {split: [] for split in SPLITS}
-    for response in read_responses(path):
+    for response in load_responses(path):
         if response.text.strip():
             found[response.split].append(response.conversation)
     return found
@@ -166,8 +168,8 @@ def generate_responses(
     progress: Progress,
 ) -> list[Response]:
     """Answer every question that has no answer in `path` yet, appending batch by batch. Empty answers are left out."""
-    done = {response.id for response in read_responses(path)}
-    missing = [question for question in planned if question.id not in done]
+    done = {(response.split, response.id) for response in read_responses(path)}
+    missing = [question for question in planned if (question.split, question.id) not in done]
     for start in range(0, len(missing), batch_size):
         batch = missing[start : start + batch_size]
         progress.update(len(planned) - len(missing) + start, len(planned), "responses to calibrate on")
@@ -176,5 +178,5 @@ def generate_responses(
             path, (vars(replace(asked, text=answer.text)) for asked, answer in zip(batch, answers, strict=True))
         )
     progress.update(len(planned), len(planned), "responses to calibrate on")
-    order = {question.id: number for number, question in enumerate(planned)}
-    return sorted((r for r in read_responses(path) if r.text.strip()), key=lambda r: order[r.id])
+    order = {(question.split, question.id): number for number, question in enumerate(planned)}
+    return sorted((r for r in read_responses(path) if r.text.strip()), key=lambda r: order[r.split, r.id])

@@ -91,13 +91,14 @@ def load_spec(path: Path) -> CapSpec:
     raw = read_json(path)
     try:
         spec = CapSpec(**raw)
+        _require_types(spec)
         spec = replace(
             spec,
             layers=tuple(spec.layers),
             thresholds={int(layer): float(t) for layer, t in spec.thresholds.items()},
             alpha=float(spec.alpha),
         )
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtifactError(
             f"{path} is not a cap ({error}).", "Calibrate again: karma axis calibrate MODEL AXIS OUT"
         ) from None
@@ -106,6 +107,34 @@ def load_spec(path: Path) -> CapSpec:
     if not all(map(math.isfinite, spec.thresholds.values())) or not 0.0 <= spec.alpha <= 1.0:
         raise ArtifactError(f"{path}: thresholds or alpha ({spec.alpha}) are impossible.", "Calibrate again.")
     return spec
+
+
+def _require_types(spec: CapSpec) -> None:
+    """Raise `TypeError` or `ValueError` where a field read from JSON cannot be what it stands for."""
+    for key in ("calibrated_on", "method", "measured", "reference", "thresholds", "cap_rate", "dose"):
+        if not isinstance(getattr(spec, key), dict):
+            raise TypeError(f"{key} is {getattr(spec, key)!r:.40}, expected an object")
+    if not isinstance(spec.axis, str) or Path(spec.axis).name != spec.axis or not spec.axis:
+        raise ValueError(f"axis is {spec.axis!r:.60}, expected the name of a file beside it")
+    layers = spec.layers
+    if not isinstance(layers, list) or any(type(layer) is not int or layer < 0 for layer in layers):
+        raise TypeError(f"layers is {layers!r:.60}, expected a list of blocks")
+    if layers != sorted(set(layers)):
+        raise ValueError(f"layers is {layers!r:.60}, expected each block once, in order")
+    means = (spec.reference.get("mean", {}), spec.reference.get("sd", {}))
+    for key, values in (("cap_rate", spec.cap_rate), ("dose", spec.dose), *(("reference", mean) for mean in means)):
+        if not isinstance(values, dict) or not all(_is_number(value) for value in values.values()):
+            raise TypeError(f"{key} has {values!r:.60}, expected a number for each block")
+    if spec.cap_rate and "mean" not in spec.cap_rate:
+        raise ValueError("cap_rate has no mean")
+    if set(means[0]) != set(means[1]):
+        raise ValueError("reference has not the same blocks in mean and sd")
+    if means[0] and not isinstance(spec.reference.get("tokens_sha256"), str):
+        raise ValueError("reference has no tokens_sha256")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def load_cap(path: Path) -> tuple[Cap, Axis]:

@@ -212,7 +212,8 @@ def run(model: str, plan: Plan, *, force: bool, progress: Progress) -> CapSpec:
             )
         write_atomic(folder / AXIS_FILE, source.read_bytes())
         if plan.responses is not None:
-            write_atomic(folder / FILE, plan.responses.read_bytes())
+            given = plan.responses.read_bytes()  # without a line break at its end the last line would count as torn
+            write_atomic(folder / FILE, given if given.endswith(b"\n") else given + b"\n")
         spec = calibrate_into(
             folder,
             _load(path, axis, plan),

@@ -355,14 +355,17 @@ def _layers(text: str) -> tuple[int, ...]:
         InputError: not blocks in order.
     """
     from karma_electric.core.errors import InputError
+    from karma_electric.steer.formats.steering import MOST_BLOCKS
 
     found: list[int] = []
     try:
         for part in text.split(","):
             first, _, last = part.partition("-")
+            if max(abs(int(first)), abs(int(last or first))) > MOST_BLOCKS:
+                raise ValueError
             found += range(int(first), int(last or first) + 1)
     except ValueError:
         found = []
-    if not found or found != sorted(set(found)) or found[0] < 0 or found[-1] > 10**6:
+    if not found or found != sorted(set(found)) or found[0] < 0:
         raise InputError(f"--layers is {text!r}, expected blocks in order.", "Example: --layers 22-28")
     return tuple(found)

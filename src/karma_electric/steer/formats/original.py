@@ -211,7 +211,7 @@ def _from_stats(path: Path, max_bytes: int) -> Thresholds:
 
 def _capped_only(values: dict[int, float], capped: object, path: Path) -> tuple[dict[int, float], tuple[str, ...]]:
     """Thresholds of the blocks that the stats call capped; a capped block without one is an error."""
-    if not isinstance(capped, list) or not capped:
+    if not isinstance(capped, list) or not capped or not all(isinstance(layer, int | str) for layer in capped):
         raise ArtifactError(f"{path}: capping_layers is {str(capped)[:40]}, expected a list of blocks.", "")
     layers = set(by_layer(dict.fromkeys(capped), path, "capping_layers"))
     if missing := layers - set(values):

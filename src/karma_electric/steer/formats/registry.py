@@ -13,6 +13,7 @@ from karma_electric.steer.formats import acap, control_vector, karma, original, 
 from karma_electric.steer.formats.gguf_file import is_gguf, read_directions
 from karma_electric.steer.formats.steering import (
     AWAY,
+    MOST_BLOCKS,
     TOWARD,
     Orientation,
     ReadOptions,
@@ -250,6 +251,8 @@ def with_blocks(steering: Steering, n_layers: int | None) -> Steering:
     """
     if n_layers is None:
         return steering
+    if n_layers > MOST_BLOCKS:
+        raise InputError(f"No model has {n_layers} blocks.", f"Give at most {MOST_BLOCKS}.")
     if steering.n_layers not in (None, n_layers) or max(steering.layers) >= n_layers:
         has = f"{steering.n_layers} blocks" if steering.n_layers else f"the blocks {blocks_text(steering.layers)}"
         raise InputError(f"The file is for {has}, not for a model of {n_layers}.", "Name the model it was made from.")

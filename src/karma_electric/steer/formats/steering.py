@@ -28,6 +28,7 @@ AWAY, TOWARD = ORIENTATIONS
 SITE: Site = "block"
 UNKNOWN = "unknown"
 MAX_BYTES = 1 << 30  # of a file, unless the user allows more: the paper's largest are some MB
+MOST_BLOCKS = 10_000  # of a model: a damaged number must not be taken for an amount of memory to ask for
 _SHORTEST = 1e-6  # readers add 1e-8 to a length before they divide by it
 
 
@@ -174,6 +175,8 @@ def _check(steering: Steering, source: Path) -> None:
             refuse(f"there is a threshold for block {layer}, which has no vector")
         if not math.isfinite(t):
             refuse(f"the threshold of block {layer} is {t}")
+    if (steering.n_layers or 0) > MOST_BLOCKS or max(steering.layers) >= MOST_BLOCKS:
+        refuse(f"it is for a model of {steering.n_layers or max(steering.layers) + 1} blocks, more than any has")
     if min(steering.layers) < 0 or (steering.n_layers is not None and max(steering.layers) >= steering.n_layers):
         refuse(f"it names the blocks {blocks_text(steering.layers)} of a model of {steering.n_layers}")
     if steering.alpha is not None and not 0.0 <= steering.alpha <= 1.0:
