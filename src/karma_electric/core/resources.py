@@ -42,5 +42,7 @@ def find(kind: str, name: str, *, relative_to: Path | None = None) -> Path:
     for candidate in candidates:
         if candidate.exists():
             return candidate
-    available = ", ".join(sorted(p.name for p in shipped.iterdir() if not p.name.startswith("."))) or "nothing"
+    available = (
+        ", ".join(sorted(p.name for p in shipped.iterdir() if p.is_file() and not p.name.startswith("."))) or "nothing"
+    )
     raise MissingError(f"{kind}: {name!r} does not exist.", f"Shipped with the package: {available}.")

@@ -81,6 +81,7 @@ def train_adapter(
     processes = team.processes
     shared = shared_section(section, processes.count)
     team.call(Task(base, release, section, out, dtype))
+    processes.together(_import_libraries)
     progress = progress or Silent()
     checkpoint = processes.tell(_newest_checkpoint(out / _CHECKPOINTS) if processes.first else None)
     resume_at = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
@@ -146,8 +147,7 @@ def new_trainer(
     processes: Processes = ALONE,
 ) -> tuple[Any, Data]:
     """A trainer that has not begun, and the tokenised data it will see; arguments as for `train_adapter`."""
-    require("train")
-    import_quietly("bitsandbytes", "trl")
+    _import_libraries()
     import torch
     from transformers import set_seed
     from trl import SFTTrainer
@@ -180,6 +180,12 @@ def new_trainer(
     if processes.index:
         torch.manual_seed(section.seed + processes.index)  # dropout of its own
     return trainer, data
+
+
+def _import_libraries() -> None:
+    """Before anything else imports them, and with their advice."""
+    require("train")
+    import_quietly("bitsandbytes", "trl")
 
 
 def out_of_memory(error: RuntimeError) -> bool:
