@@ -534,7 +534,7 @@ def test_what_nobody_caught_is_one_line_too(
 def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
     code = (
         "import signal, sys, time; from karma_electric.cli import inspect, main\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background inherit that it is ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits that it is ignored
         "def long_work(path): print('at work', flush=True); time.sleep(60)\n"
         "inspect.artifacts_of = long_work; sys.argv = ['karma', 'show', '.']; main.main()"
     )
