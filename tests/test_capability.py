@@ -308,6 +308,8 @@ def test_a_whole_number_is_read_as_it_is_written(n: int) -> None:
 def test_any_text_is_read_without_an_error(text: str) -> None:
     numbers(text, UNITS)
     final_number(text, text, UNITS)
+    judged = NumberCheck(type="number", value=1.0).judge(text, "")
+    assert judged.outcome in ("correct", "incorrect")
 
 
 def test_digits_without_end_are_no_number() -> None:

@@ -113,4 +113,5 @@ def test_sentences_words_and_paragraphs_are_as_defined() -> None:
 @given(st.text(max_size=300))
 def test_any_text_is_decided_without_an_error(text: str) -> None:
     for raw, _, _ in CASES:
-        violations([ADAPTER.validate_python(raw)], text)
+        found = violations([ADAPTER.validate_python(raw)], text)
+        assert all(isinstance(violation, str) and violation for violation in found)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -100,12 +101,12 @@ def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().replace("’", "'").split())
 
 
-class _Constraint(BaseModel):
+class _Constraint(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    @abstractmethod
     def violation(self, text: str) -> str | None:
         """How the text violates it, or None. The text has no spaces around it."""
-        raise NotImplementedError
 
 
 class _Counted(_Constraint):
@@ -120,9 +121,9 @@ class _Counted(_Constraint):
             raise ValueError(f"max is {self.max} and min {self.min}")
         return self
 
+    @abstractmethod
     def count(self, text: str) -> int:
         """How many there are."""
-        raise NotImplementedError
 
     def violation(self, text: str) -> str | None:
         """As in the base class."""
