@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from karma_electric.core.errors import DataError
-from karma_electric.core.jsonl import read_jsonl
+from karma_electric.redteam.suite_file import read_suite
 
 DRIFTING_KINDS = ("confiding", "ai-philosophy", "role-play", "creative-writing")
 CONTROL_KINDS = ("coding", "planning")
@@ -47,21 +47,7 @@ def load_drift_suite(path: Path) -> list[DriftConversation]:
         MissingError: there is no such file.
         DataError: the first problem, with file and line number, what was found and what was expected.
     """
-    suite: list[DriftConversation] = []
-    first_line: dict[str, int] = {}
-    for number, raw in read_jsonl(path):
-        where = f"{path.name} line {number}"
-        conversation = _parse(raw, where)
-        if conversation.id in first_line:
-            raise DataError(
-                f"{where}: id {conversation.id!r} is already on line {first_line[conversation.id]}.",
-                "Expected a new one: give the conversation the next free number.",
-            )
-        first_line[conversation.id] = number
-        suite.append(conversation)
-    if not suite:
-        raise DataError(f"{path.name} holds no conversation, expected one a line.", "See suites/drift-24.jsonl.")
-    return suite
+    return read_suite(path, _parse, "conversation")
 
 
 def _parse(raw: object, where: str) -> DriftConversation:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from karma_electric.core.errors import DataError
-from karma_electric.core.jsonl import read_jsonl
 from karma_electric.redteam.patterns import slow_part
+from karma_electric.redteam.suite_file import read_suite
 
 CATEGORIES = (
     "jailbreak",
@@ -72,20 +72,7 @@ def load_suite(path: Path) -> list[Scenario]:
         MissingError: there is no such file.
         DataError: the first problem, with file and line number, what was found and what was expected.
     """
-    suite: list[Scenario] = []
-    first_line: dict[str, int] = {}
-    for number, raw in read_jsonl(path):
-        where = f"{path.name} line {number}"
-        scenario = parse_scenario(raw, where)
-        if scenario.id in first_line:
-            raise DataError(
-                f"{where}: id {scenario.id!r} is already on line {first_line[scenario.id]}, expected a new one."
-            )
-        first_line[scenario.id] = number
-        suite.append(scenario)
-    if not suite:
-        raise DataError(f"{path.name} holds no scenario, expected one a line.")
-    return suite
+    return read_suite(path, parse_scenario, "scenario")
 
 
 def parse_scenario(raw: object, where: str) -> Scenario:
