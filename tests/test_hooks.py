@@ -95,11 +95,10 @@ def test_reduced_precision_for_matrix_products_does_not_reach_the_cap() -> None:
         found, reduced = capped_and_plain()
     finally:
         torch.set_float32_matmul_precision(before)
-    if reduced.equal(full):
-        pytest.skip("this processor has no reduced precision")
-    assert (reduced - full).abs().max() > 1e-3
     assert not expected.equal(h[None])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # another kernel may be taken, of the same precision
+    if (reduced - full).abs().max() < 1e-3:
+        pytest.skip("products keep their digits on this processor, so this shows nothing")
 
 
 @pytest.mark.parametrize("dtype", TYPES)
