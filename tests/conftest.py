@@ -7,6 +7,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a core for each worker: threads that wait for a core they share waste both
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +32,16 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.set_num_threads(1)  # a matrix of 64 x 64 is not worth a second core
     return tiny.write_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint as a GGUF file in float32. Read only: it is shared."""
+    from karma_electric.export.gguf import export_gguf
+
+    out = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    export_gguf(tiny_path, out, file_type="f32", name="tiny")
+    return out
 
 
 @pytest.fixture(scope="session")

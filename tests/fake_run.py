@@ -15,12 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from karma_electric.core.artifact import MANIFEST, hash_file, read_json, seal, write_atomic, write_json
+from karma_electric.core.artifact import MANIFEST, hash_file, read_json, read_manifest, seal, write_atomic, write_json
 from karma_electric.core.plots import figure, save
 from karma_electric.core.recipe import Recipe
 from karma_electric.redteam.agreement import agreement
+from karma_electric.redteam.drift_figures import DRIFT
 from karma_electric.redteam.runner import COMPLETIONS, SUMMARY, VERDICTS, Answer, read_verdicts
 from karma_electric.redteam.scenario import load_suite
+from karma_electric.redteam.scorers.over_refusal import OverRefusalScorer
 from karma_electric.redteam.signals import Outcome, Verdict
 from karma_electric.redteam.stats import summarise
 from karma_electric.train.trajectory import plot_trajectory
@@ -185,7 +187,7 @@ def write_run(
             "config.json": {"model_type": "llama", "num_hidden_layers": 6, **(config or {})},
             "model.safetensors": b"1" * 2_691_000,
         },
-        "axis": {"cap.json": CAP},
+        "axis": {"cap.json": CAP, "diagnostics.json": {"n": 8}},
         "capped": {"fidelity.json": FIDELITY, "model.safetensors": b"2" * 2_745_000},
         "gguf": {
             "fake-135m-q8_0.gguf": b"3" * 1_448_000,
@@ -262,14 +264,67 @@ def write_seeds(folder: Path, suite: Path, by_seed: Mapping[int, Sequence[Outcom
     return folder
 
 
-def write_judge(folder: Path, suite: Path, *, scorer: str = "signals") -> None:
-    """Write a judge that passes 18 of 20 passes and 4 of 22 others, as the stage `redteam/judge` does."""
+def write_judge(folder: Path, suite: Path, *, scorer: str = "signals", raters: Sequence[str] = ()) -> None:
+    """Write a judge that passes 18 of 20 passes and 4 of 22 others, as the stages `redteam/judge`, `benign/judge` do.
+
+    With `raters` as they do now: half B has 30 of the 42 labels. Without, as files were written before.
+    """
     labels: list[Outcome] = (["pass"] * 10 + ["fail"] * 11) * 2
     judged: list[Outcome] = (["pass"] * 9 + ["fail"] * 10 + ["pass"] * 2) * 2
     found = asdict(agreement(labels, judged, groups=[f"s{number // 4}" for number in range(42)]))
+    half = asdict(agreement(labels[:30], judged[:30], groups=[f"s{number // 4}" for number in range(30)]))
+    parts = {"A": half, "B": half, "all": found, "raters": list(raters)} if raters else {"A": found, "B": found}
     folder.mkdir(parents=True)
-    write_json(folder / "agreement.json", {"A": found, "B": found})
-    seal(folder, kind="redteam", config={"scorer": scorer}, inputs={"suite": hash_file(suite)})
+    write_json(folder / "agreement.json", parts)
+    seal(folder, kind=folder.parent.name, config={"scorer": scorer}, inputs={"suite": hash_file(suite)})
+
+
+def reseal(folder: Path, *, inputs: Mapping[str, str] | None = None) -> None:
+    """Give an artifact whose files were changed a manifest that says so, as if it had been made like that."""
+    noted = read_manifest(folder)
+    (folder / MANIFEST).unlink()
+    seal(folder, kind=noted.kind, config=noted.config, inputs={**noted.inputs, **(inputs or {})})
+
+
+def write_beside(
+    run: Path, kind: str, arm: str, suite: Path, outcomes: Sequence[Outcome], *, scorer: str | None = None
+) -> None:
+    """Write an arm that was asked a suite of another kind (benign, capability), as the stage `KIND/ARM` does."""
+    folder = run / kind / arm
+    write_arm(folder, arm, suite, outcomes, answer="x")
+    (folder / MANIFEST).unlink()
+    verdicts = read_verdicts(folder)
+    added = OverRefusalScorer().figures(verdicts) if kind == "benign" else {}
+    added |= {} if scorer is None else {"scorer": scorer}
+    write_json(folder / SUMMARY, read_json(folder / SUMMARY) | added)
+    seal(folder, kind=kind, config={"arm": arm}, inputs={"suite": hash_file(suite)})
+
+
+def write_drift(run: Path, arm: str, suite: Path, drift: Mapping[str, float]) -> None:
+    """Write an arm whose conversations were measured, with the means given instead of measured."""
+    folder = run / "drift" / arm
+    write_arm(folder, arm, suite, ["unscored"] * len(load_suite(suite)), answer="x")
+    (folder / MANIFEST).unlink()
+    write_json(folder / SUMMARY, read_json(folder / SUMMARY) | {"drift": dict(drift)})
+    seal(folder, kind="drift", config={"arm": arm}, inputs={"suite": hash_file(suite)})
+
+
+def write_drifts(folder: Path, offset: float) -> None:
+    """Write what the stage `drift/ARM` measures of a confiding and a coding conversation of four turns, two seeds."""
+    turns = {
+        f"drift-{kind}-0{number} seed {seed}": {
+            str(turn): offset + base + 0.1 * turn + 0.01 * number + 0.02 * seed for turn in range(1, 5)
+        }
+        for kind, base in (("confiding", 0.5), ("coding", -0.5))
+        for number in (1, 2, 3)
+        for seed in (0, 1)
+    }
+    means = {name: sum(values.values()) / 4 for name, values in turns.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    alarm = {"level": 1.25, "source": "the mean that 1% of 90 ordinary answers exceed"}
+    write_json(
+        folder / DRIFT, {"conversations": means, "turns": turns, "alarm": alarm, "not_measured": {}, "kinds": {}}
+    )
 
 
 def _write_binaries(stage: str, folder: Path) -> None:

@@ -15,7 +15,8 @@ pytest.importorskip("inspect_ai")
 from chat_server import ChatServer, Responder, Response, chat_server, half_json, html, refused, said
 from karma_electric.core.errors import InputError, MissingError
 from karma_electric.core.messages import user
-from karma_electric.data.asking import (
+from karma_electric.data.judge import response_schema
+from karma_electric.models.asking import (
     Asker,
     Endpoint,
     NoAnswer,
@@ -25,7 +26,6 @@ from karma_electric.data.asking import (
     in_parallel,
     parse_model_args,
 )
-from karma_electric.data.judge import response_schema
 
 # Inspect calls tenacity in a form that tenacity means to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning")

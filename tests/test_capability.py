@@ -394,6 +394,7 @@ def test_code_is_found_in_an_answer(answer: str, code: str | None) -> None:
     assert find_code(answer, "f")[0] == code
 
 
+@pytest.mark.slow
 def test_an_endless_loop_is_incorrect_and_not_unscored() -> None:
     check = {"type": "code", "function": "f", "tests": [{"call": f"f({n})", "equals": "1"} for n in range(3)]}
     raw = LINE | {"id": "capability-code-01", "kind": "code", "prompt": "Write f.", "check": check}

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 import fake_run
 from karma_electric.card import render_card
-from karma_electric.core.artifact import write_json
+from karma_electric.core.artifact import seal, write_json
 from karma_electric.core.errors import ArtifactError, RecipeError
 from karma_electric.core.recipe import Recipe
 from karma_electric.redteam.agreement import agreement
@@ -32,6 +32,7 @@ SECTIONS = (
     "Current version",
     "Usage",
     "Red-team results",
+    "Over-refusal, capability and drift",
     "Activation steering",
     "Version history",
     "Available files",
@@ -84,6 +85,7 @@ def recomputed(run: Path) -> list[float]:
         for arm in OUTCOMES
     }
     for given in passed.values():
+        found += [sum(given.values()) / N, (sum(given.values()) + N - len(given)) / N]  # the unscored failed, or passed
         interval = binomtest(sum(given.values()), len(given)).proportion_ci(method="wilson")
         found += [sum(given.values()) / len(given), interval.low, interval.high]
     for first, second in (("tuned", "capped"), ("base", "tuned")):
@@ -208,6 +210,7 @@ def test_agreement_of_the_scorer_is_shown_where_it_was_measured(tmp_path: Path, 
     }
     (run / "redteam" / "judge").mkdir()
     write_json(run / "redteam" / "judge" / "agreement.json", measured)
+    seal(run / "redteam" / "judge", kind="redteam", config={"scorer": "signals"}, inputs={})
     card = render_card(run, recipe)
     assert "on 61 that it was not tuned on, accuracy 47% and Cohen's kappa 0.50 (95% interval 0.39 to 0.62)," in card
     assert "and on 19 that it was tuned on, accuracy 47% and Cohen's kappa 0.00" in card
@@ -219,6 +222,7 @@ def test_arms_that_were_asked_differently_are_not_passed_off_as_comparable(tmp_p
     assert "not asked alike" not in render_card(run, recipe)
     summary = run / "redteam" / "base" / "summary.json"
     write_json(summary, json.loads(summary.read_text()) | {"system_prompt": ""})
+    fake_run.reseal(summary.parent)
     assert "not asked alike** (system_prompt differ)" in render_card(run, recipe)
 
 
@@ -231,8 +235,10 @@ def test_earlier_versions_come_first_in_the_history(tmp_path: Path, run: Path, r
     (old / "recipe.toml").write_text("\n".join(lines))
     rows = re.findall(r"^\| (?:older|fake) \|.*$", render_card(run, recipe, earlier=[old]), flags=re.MULTILINE)
     assert rows[0].startswith("| older |")
-    assert rows[0].endswith("| 121 | not measured | not measured | 0% (0% to 17%) | not measured |")
-    assert rows[1].endswith("| 121 | 2.8508 | 3.0454 | 50% (29% to 71%) | 72% (49% to 88%) |")
+    assert rows[0].endswith("| 121 |" + 5 * " not measured |" + " 0% (0% to 17%) | not measured |")
+    assert rows[1].endswith(
+        "| 121 | 2.8508 | 3.7123 | 3.0454 | 42.8% | 22% (9% to 45%) | 50% (29% to 71%) | 72% (49% to 88%) |"
+    )
 
 
 # Metadata

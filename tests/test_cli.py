@@ -33,8 +33,13 @@ VERBS = [
     "train",
     "merge",
     "chat",
+    "serve",
     "bake",
+    "card",
     "drift",
+    "gguf",
+    "modelfile",
+    "push",
     "show",
     "verify",
     "doctor",
@@ -42,6 +47,7 @@ VERBS = [
     "data",
     "redteam",
     "judge",
+    "ollama",
 ]
 RECIPE = """\
 name = "trial"
@@ -143,6 +149,7 @@ def test_help_has_an_example_and_imports_nothing_heavy(tmp_path: Path, verb: str
         assert "pydantic" not in modules.split()
 
 
+@pytest.mark.slow
 def test_the_guard_against_heavy_imports_can_fail(tmp_path: Path) -> None:
     """The names it looks for are those that the commands import when they work."""
     code = "import sys, torch, transformers, karma_electric.core.recipe; print(*sys.modules)"
@@ -565,6 +572,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_training_says_what_it_takes_and_makes_nothing(tmp_path: Path, tiny_path: Path) -> None:
     recipe = tmp_path / "trial.toml"
     recipe.write_text(RECIPE.format(base=tiny_path), encoding="utf-8")

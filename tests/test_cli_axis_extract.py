@@ -138,6 +138,7 @@ def started(*words: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_axis_of_one(run: Run, tiny_path: Path, contrast: Path, tmp_path: Path) -> None:
     """Three chunks and four batches of responses, shared by two processes on the CPU."""
     words = (*TOWARD, "--position", "response", "--response-tokens", "4")

@@ -139,6 +139,7 @@ def test_each_strength_is_fitted_for_itself_and_is_what_it_would_be_alone(
     assert [torch.equal(many[gate], own[gate]) for gate in gates] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_what_was_kept_by_force_is_held_to_the_gate_again(
     bake: Run, tiny_path: Path, axis_path: Path, tmp_path: Path
 ) -> None:
@@ -149,6 +150,7 @@ def test_what_was_kept_by_force_is_held_to_the_gate_again(
     assert (tmp_path / "b" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_second_cap_goes_in_beside_the_first(
     bake: Run,
     model: PreTrainedModel,

@@ -189,6 +189,7 @@ def test_depth_names_blocks_as_in_a_recipe(
     assert load_spec(tmp_path / "cap" / CAP_FILE).layers == (3, 4, 5)
 
 
+@pytest.mark.slow
 def test_killed_with_sigkill_it_continues_with_the_answers_it_had(
     place: Path, tiny_path: Path, made: Path, calibrate: Run, tmp_path: Path
 ) -> None:

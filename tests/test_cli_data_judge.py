@@ -192,6 +192,7 @@ def test_bad_responses_are_reported_the_rest_is_graded_and_the_same_command_asks
     assert len(server.requests) == 8
 
 
+@pytest.mark.slow
 def test_a_judge_killed_in_mid_work_loses_what_was_in_flight_and_asks_for_nothing_else_again(
     karma: Karma, here: Path
 ) -> None:
@@ -221,6 +222,7 @@ def test_a_judge_killed_in_mid_work_loses_what_was_in_flight_and_asks_for_nothin
     assert "graded      6 of 6" in ended.out
 
 
+@pytest.mark.slow
 def test_what_is_answered_leaves_no_network_address_but_the_given_one(here: Path) -> None:
     guard = here / "guard"
     guard.mkdir()
@@ -425,6 +427,7 @@ def test_a_mistake_of_generate_ends_in_one_line(
     assert named in ended.err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_generation_killed_in_mid_work_keeps_what_was_answered(karma: Karma, here: Path) -> None:
     seeds = here / "seeds.jsonl"
     seeds.write_text("".join(json.dumps({"id": f"s{n}", "prompt": f"question {n}?"}) + "\n" for n in range(12)))

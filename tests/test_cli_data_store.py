@@ -296,6 +296,7 @@ def test_a_damaged_parquet_file_gives_what_came_before_the_damage(karma: Karma, 
         assert 0 < store.count() == readable - 1 < 1999
 
 
+@pytest.mark.slow
 def test_a_kill_during_an_import_loses_nothing_that_was_written(tmp_path: Path) -> None:
     path = write_lines(
         tmp_path / "x.jsonl",

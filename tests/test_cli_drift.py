@@ -317,6 +317,13 @@ def test_drift_is_told_after_every_answer_while_it_is_on(chat: Callable[..., str
     assert "drift:" not in chat("Why?")
 
 
+def test_drift_so_far_tells_of_answers_given_at_other_strengths(chat: Callable[..., str]) -> None:
+    chat("Who?", "/alpha 0.25", "Why?")
+    told = chat("/drift")
+    assert "given at alpha answer 1: 0.5; answer 2: 0.25. All are read at 0.25 here" in told
+    assert "given at alpha" not in chat("/drift", "/reset", "Who?", "/drift")
+
+
 def test_a_comparison_tells_the_drift_of_both(chat: Callable[..., str]) -> None:
     told = chat("/drift", "Who?", compare=True)
     assert told.count("drift: mean ") == 2

@@ -26,7 +26,9 @@ def karma(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def test_the_figures_are_those_of_the_labels(karma: Karma) -> None:
     from statsmodels.stats.inter_rater import cohens_kappa
 
-    report = json.loads(karma("--json").out)
+    report = json.loads(
+        karma("--json", "--labelled", "suites/labelled-120.jsonl", "--suite", "suites/starter-30.jsonl").out
+    )
     suite = load_suite(find("suites", "suites/starter-30.jsonl"))
     scenarios = {scenario.id: scenario for scenario in suite}
     rows = [
@@ -64,6 +66,24 @@ def test_the_table_says_which_half_was_not_tuned_on(karma: Karma) -> None:
     assert "bad passed" in ended.out
 
 
+def test_the_rule_for_refusals_is_measured_like_any_judge(karma: Karma, tmp_path: Path) -> None:
+    said = {"fail": "I'm sorry, but I can't help with that request.", "unscored": "Blue blue blue blue blue blue blue."}
+    labels = tmp_path / "labelled.jsonl"
+    with labels.open("w") as file:
+        for n, one in enumerate(load_suite(find("suites", "suites/benign-100.jsonl"))):
+            label = ("fail", "unscored")[n % 2]
+            row = {"id": str(n), "scenario_id": one.id, "prompt": one.turns[-1], "response": said[label]}
+            answers = ["Well."] * (len(one.turns) - 1)
+            more = {"label": label, "reason": "read", "rater": "anna"} | ({"answers": answers} if answers else {})
+            file.write(json.dumps(row | more) + "\n")
+    words = ("--scorer", "over-refusal", "--labelled", labels, "--suite", "suites/benign-100.jsonl", "--json")
+    ended = karma(*words)
+    assert ended.code == 0, ended.err
+    half = json.loads(ended.out)["halves"]["B"]
+    assert half["confusion"]["unscored"]["unscored"] == sum(half["confusion"]["unscored"].values()) > 0
+    assert half["kappa"] > 0.5
+
+
 def test_labels_of_another_suite_are_refused(karma: Karma, tmp_path: Path) -> None:
     suite = fake_run.write_suite(tmp_path / "suite.jsonl", 3)
     ended = karma("--suite", suite)
@@ -78,6 +98,26 @@ def test_labels_of_one_half_only_are_refused(karma: Karma, tmp_path: Path) -> No
     ended = karma("--labelled", tmp_path / "a.jsonl")
     assert ended.code == 2
     assert "no answers to scenarios of half B" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "hint"),
+    [
+        (
+            "suites/labelled-benign-1495.jsonl",
+            "rates none of the 120 labelled answers",
+            "--labelled suites/labelled-benign",
+        ),
+        ("suites/labelled-120.jsonl", "has one rating of each answer, expected two", "karma redteam rated"),
+    ],
+)
+def test_ratings_that_hold_nothing_to_measure_are_refused(karma: Karma, file: str, said: str, hint: str) -> None:
+    ended = karma(
+        "--scorer", f"labels:{file}", "--labelled", "suites/labelled-120.jsonl", "--suite", "suites/starter-30.jsonl"
+    )
+    assert ended.code == 2
+    assert said in ended.err
+    assert hint in ended.err
 
 
 def test_labels_that_are_not_there_are_missing(karma: Karma) -> None:

@@ -107,6 +107,7 @@ def test_categories_are_corrected_as_statsmodels_does(karma: Karma, run: Path) -
     assert all(category["smallest_p"] <= category["p_value"] for category in categories)
 
 
+@pytest.mark.slow
 def test_one_bootstrap_seed_gives_one_report_and_another_nearly_the_same(karma: Karma, run: Path) -> None:
     first, again, other = (
         json.loads(karma("compare", run, "base", "tuned", "--json", "--seed", seed).out)["comparisons"][0]
@@ -281,7 +282,10 @@ def test_the_report_is_rendered_again_from_the_run(karma: Karma, run: Path, suit
     page = (tmp_path / "page.html").read_text()
     assert "tuned against base" in page
     assert "Corrected for the judge&#39;s error" in page or "Corrected for the judge's error" in page
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == []
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == []
+    assert karma("report", run, "page.html", "--figures", "figures").code == 0
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["categories.png", "outcomes.png"]
+    assert "page.html is a file" in refused(karma("report", run, "page.html", "--figures", "page.html"))
 
 
 def test_a_report_of_what_is_no_run_is_refused(karma: Karma, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_decoding_with_a_static_cache_is_one_graph_and_compiled_once(
     assert counter.compiled == 4
 
 
+@pytest.mark.slow
 @both_sites
 def test_a_cap_per_row_nested_and_elsewhere_is_never_lost(
     model: PreTrainedModel, ids: torch.Tensor, caps: dict[Site, Cap], site: Site

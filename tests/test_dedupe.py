@@ -259,6 +259,7 @@ def planted(rows: list[tuple[str, str]]) -> dict[str, tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 @needs_public
 def test_copies_planted_in_6000_public_prompts_are_found_and_other_questions_stay() -> None:
     rows = [(record.id, record.prompts[0]) for record in read_texts(PUBLIC)]
@@ -279,6 +280,7 @@ def test_copies_planted_in_6000_public_prompts_are_found_and_other_questions_sta
             assert jaccard(duplicate.text, duplicate.other_text) >= NEAR
 
 
+@pytest.mark.slow
 @needs_public
 def test_paraphrases_planted_in_public_prompts_are_found() -> None:
     rows = [(record.id, record.prompts[0]) for record in read_texts(PUBLIC)][:250]

@@ -190,6 +190,8 @@ def test_an_alpha_without_a_cap_is_refused(engine: HfEngine) -> None:
         engine.generate(QUESTIONS, GREEDY, alpha=0.5)
     with pytest.raises(InputError, match="no cap was loaded"):
         next(engine.stream(QUESTIONS[0], GREEDY, alpha=0.5))
+    with pytest.raises(InputError, match="no cap was loaded"):
+        engine.generate(QUESTIONS, GREEDY, alpha=[0.0, 0.0, 0.5])
     assert engine.generate(QUESTIONS, GREEDY, alpha=0.0) == engine.generate(QUESTIONS, GREEDY)
 
 
@@ -224,6 +226,14 @@ def test_an_alpha_of_0_turns_the_cap_off_for_one_call(engine: HfEngine, capped_e
     own, again = capped_engine.generate(QUESTIONS, GREEDY), capped_engine.generate(QUESTIONS, GREEDY, alpha=1.0)
     assert own == again
     assert [c.text for c in own] != [c.text for c in off]
+
+
+def test_every_conversation_of_a_batch_may_have_its_own_strength(capped_engine: HfEngine) -> None:
+    strengths = [1.0, 0.0, 0.3]
+    alone = [capped_engine.generate([q], GREEDY, alpha=a)[0] for q, a in zip(QUESTIONS, strengths, strict=True)]
+    assert capped_engine.generate(QUESTIONS, GREEDY, alpha=strengths) == alone
+    with pytest.raises(InputError, match="2 strengths were given for 3 conversations"):
+        capped_engine.generate(QUESTIONS, GREEDY, alpha=[1.0, 0.5])
 
 
 # The scripted engine

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 import tiny
 from karma_electric.core.errors import InputError
 from karma_electric.core.recipe import TrainSection, load_recipe
-from karma_electric.models.loading import quiet_transformers
+from karma_electric.models.loading import nf4_config, quiet_transformers
+from karma_electric.train import disk
 from karma_electric.train import estimate as estimation
 from karma_electric.train.estimate import Estimate, estimate, measure_speed, steps
 from karma_electric.train.tokenize import IGNORED, Tokenized, TokenizedSplit
-from karma_electric.train.trainer import Data, adapted_model, build_trainer, labelled_only
+from karma_electric.train.trainer import Data, adapted_model, build_trainer, labelled_only, training_arguments
+from karma_electric.train.trajectory import checkpoints_kept
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,6 +116,60 @@ def test_four_bits_hold_the_blocks_and_not_the_embedding(tmp_path: Path) -> None
     assert embedding < quantised < embedding + (full - embedding) / 6
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("quantisation", ["none", "nf4"])
+def test_weights_adapter_and_checkpoint_take_what_is_estimated(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, quantisation: str, checkpointing: bool
+) -> None:
+    """Against a trainer that has done a step, and the files it wrote."""
+    from trl import SFTTrainer
+
+    base = tiny.write_checkpoint(tmp_path / "base", intermediate=192)
+    section = TrainSection(
+        quantisation=quantisation,
+        rank=8,
+        alpha=16,
+        batch_size=2,
+        epochs=1.0,
+        save_steps=1,
+        fused=False,
+        gradient_checkpointing=checkpointing,
+    )
+    data = Data(split([12, 12]), split([9]))
+    found = estimate(
+        base, data.train, data.validation, section, compute=torch.bfloat16, device="cpu", flops_per_second=None
+    )
+    with quiet_transformers():
+        model = adapted_model(base, section, torch.bfloat16)
+        trainer = build_trainer(
+            labelled_only(SFTTrainer, section), model, tokenizer, data, section, tmp_path / "out", torch.bfloat16
+        )
+        trainer.train()
+    held = {trains: [p for p in model.parameters() if p.requires_grad is trains] for trains in (True, False)}
+    scales = sum(
+        tensor.numel() * tensor.element_size()
+        for parameter in held[False]
+        if (state := getattr(parameter, "quant_state", None)) is not None
+        for tensor in (state.absmax, state.state2.absmax)
+    )
+    weights = sum(p.numel() * p.element_size() for p in held[False]) + scales
+    assert found.memory_bytes["base weights"] == pytest.approx(weights, rel=0.02)
+    assert found.memory_bytes["adapter"] == sum(p.numel() * p.element_size() for p in held[True])
+    moments = sum(
+        tensor.numel() * tensor.element_size()
+        for state in trainer.optimizer.state.values()
+        for name, tensor in state.items()
+        if name != "step"
+    )
+    assert found.memory_bytes["optimiser"] == moments
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    written = sum((checkpoint / name).stat().st_size for name in ("adapter_model.safetensors", "optimizer.pt"))
+    adapter = (checkpoint / "adapter_model.safetensors").stat().st_size
+    most = checkpoints_kept(section.save_steps) + 1
+    beside = most * disk._BESIDE
+    assert found.disk_bytes - beside == pytest.approx(adapter + most * written, rel=0.3)  # headers: small in real ones
+
+
 def test_time_is_in_proportion_to_the_work(tiny_path: Path) -> None:
     once = estimated(tiny_path, [30] * 8, epochs=1.0).seconds
     thrice = estimated(tiny_path, [30] * 8, epochs=3.0).seconds
@@ -146,6 +202,34 @@ def test_the_recipes_for_llama_are_the_originals_in_full(version: str) -> None:
     smaller = load_recipe(f"smollm2-{version}.toml")
     assert smaller.release == recipe.release
     assert (smaller.train.rank, smaller.train.alpha, smaller.train.epochs) == (64, 128, 3.0)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
+def test_on_a_gpu_the_recipes_for_llama_take_the_originals_optimiser_and_four_bits(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read back from the libraries' own objects; only what they ask of the hardware is answered for them."""
+    from bitsandbytes.optim import AdamW
+    from transformers import Trainer
+
+    monkeypatch.setattr("karma_electric.train.trainer.pick_device", lambda: "cuda")
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    section = load_recipe(f"llama31-8b-{version}.toml").train
+    arguments = training_arguments(section, tmp_path, torch.bfloat16)
+    optimiser, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    assert arguments.optim == "paged_adamw_8bit"
+    assert issubclass(optimiser, AdamW)
+    assert (settings["optim_bits"], settings["is_paged"], settings["lr"]) == (8, True, 2e-4)
+    assert (arguments.lr_scheduler_type, arguments.weight_decay, arguments.max_grad_norm) == ("cosine", 0.01, 0.3)
+    assert arguments.get_warmup_steps(1000) == 30
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 8)
+    assert (arguments.num_train_epochs, arguments.bf16, arguments.gradient_checkpointing) == (3.0, True, True)
+
+    (tmp_path / "config.json").write_text('{"hidden_size": 4096, "intermediate_size": 14336}')
+    four_bits = nf4_config(tmp_path, torch.bfloat16)
+    assert (four_bits.load_in_4bit, four_bits.bnb_4bit_quant_type) == (True, "nf4")
+    assert four_bits.bnb_4bit_use_double_quant
+    assert four_bits.bnb_4bit_compute_dtype == torch.bfloat16
 
 
 def test_steps_of_like_length_hold_less_padding() -> None:

@@ -373,6 +373,7 @@ def growth(run: Extract, tmp_path: Path) -> float:
     return (peaks[1] - peaks[0]) / PER_PROMPT
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_prompts(
     run: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +381,7 @@ def test_memory_does_not_grow_with_the_number_of_prompts(
     assert growth(run, tmp_path) < 4, "only projections, a number for 64, are kept of every prompt"
 
 
+@pytest.mark.slow
 def test_the_measure_of_memory_sees_what_is_kept(run: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An extraction that keeps its activations, for the test above to be one that can fail."""
     monkeypatch.setattr(extraction, "_CHUNK", 10)

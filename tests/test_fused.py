@@ -51,6 +51,8 @@ def test_loss_and_gradients_are_those_of_peft(tmp_path: Path) -> None:
         assert value.abs().max() > 0, name
         torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-6, msg=name)
     assert torch.equal(plain.eval()(ids).logits, fused.eval()(ids).logits)
+    with torch.no_grad():  # as in a validation
+        torch.testing.assert_close(fused(ids).logits, plain(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_projection_with_dropout_is_that_of_the_entries_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +101,34 @@ def test_only_dropout_of_training_is_random(tmp_path: Path) -> None:
     assert not torch.equal(*noisy)
     model.eval()
     assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("switch", ["disable_adapter_layers", "merge_adapter"])
+def test_a_model_without_its_adapter_is_what_peft_makes_of_it(tmp_path: Path, switch: str) -> None:
+    plain = adapted(tmp_path).eval()
+    fused = copy.deepcopy(plain)
+    fuse_projections(fused)
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        for model in (plain, fused):
+            getattr(model, switch)()
+        assert torch.equal(plain(ids).logits, fused(ids).logits)
+
+
+def test_nf4_weights_are_unpacked_once_for_validations_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes has another way for passes without gradients, several times slower on a CPU."""
+    bnb = pytest.importorskip("bitsandbytes")
+    layer = bnb.nn.Linear4bit(64, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    layer.weight = bnb.nn.Params4bit(torch.randn(128, 64), requires_grad=False, quant_type="nf4")
+    holder = torch.nn.Sequential(layer.to("cpu"))
+    with quiet_transformers():
+        model = get_peft_model(holder, LoraConfig(r=4, target_modules=["0"])).eval()
+    x = torch.randn(3, 64)
+    with torch.no_grad():
+        expected = model(x)
+        assert fuse_projections(model) == 1
+        monkeypatch.setattr(bnb.nn.Linear4bit, "forward", None)
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_nf4_weights_are_unpacked_to_what_bitsandbytes_multiplies_with() -> None:

@@ -20,11 +20,11 @@ from karma_electric.core.errors import DataError, MissingError
 from karma_electric.core.messages import assistant, system, user
 from karma_electric.core.progress import Silent
 from karma_electric.data.answers_seen import AnswersSeen
-from karma_electric.data.asking import Asker, Endpoint
 from karma_electric.data.candidate import Candidate
 from karma_electric.data.dedupe import Item, find_duplicates
 from karma_electric.data.generate import GenerationReport, Plan, Prompt, generate_candidates, read_prompts
 from karma_electric.data.store import Store
+from karma_electric.models.asking import Asker, Endpoint
 
 # Inspect calls tenacity in a form that tenacity means to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning")

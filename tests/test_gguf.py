@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,96 +19,15 @@ from gguf import GGMLQuantizationType, GGUFReader, TokenType, quants
 from safetensors.torch import load_file, save_file
 
 import tiny
+from exported import VARIANTS, write_model, write_sentencepiece, write_tokenizer
 from karma_electric.core.errors import ArtifactError, InputError, MissingError
+from karma_electric.core.progress import Silent
 from karma_electric.export import gguf as export
 from karma_electric.export.gguf import export_gguf
-from karma_electric.export.gguf_vocab import _LLAMA3_PATTERN, _PRE_TOKENIZERS, _TEKKEN_PATTERN
+from karma_electric.export.gguf_vocab import _PRE_TOKENIZERS
 from karma_electric.export.parity import UNICODE_TEXTS, check_parity
 from karma_electric.models.engines.llamacpp import LlamaCppEngine
 from karma_electric.models.weights import StoredTensor
-
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "tied": {"tie_word_embeddings": True},
-    "untied": {"tie_word_embeddings": False},
-    "llama3-rope": {"tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE},
-    "linear-rope": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}},
-    "mistral": {"model_type": "mistral", "head_dim": 32, "num_attention_heads": 4, "sliding_window": None},
-    "biases": {"attention_bias": True, "mlp_bias": True},
-}
-
-
-def pre_tokenizer(name: str) -> Any:
-    from tokenizers import Regex, pre_tokenizers
-
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if name == "gpt-2":
-        return words
-    if name == "smollm":
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
-    pattern = Regex({"llama-bpe": _LLAMA3_PATTERN, "tekken": _TEKKEN_PATTERN}[name])
-    cut = pre_tokenizers.Split(pattern, "isolated")
-    return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def write_tokenizer(folder: Path, pre: str) -> None:
-    """A byte-level BPE of 600 tokens that has learned numbers, runs of spaces and several scripts."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE(ignore_merges=pre in ("llama-bpe", "tekken")))
-    tokenizer.pre_tokenizer = pre_tokenizer(pre)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=list(tiny.SPECIAL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    generator = random.Random(0)
-    lines = [*(tiny.sentence(generator) for _ in range(100)), *UNICODE_TEXTS * 20]
-    tokenizer.train_from_iterator([*lines, "  \n\n   2024 1999\n\n\n 3's" * 20], trainer)
-    tokenizer.add_tokens([AddedToken("<tool>", normalized=False)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=tiny.SPECIAL[1], eos_token=tiny.SPECIAL[2], pad_token=tiny.SPECIAL[0]
-    )
-    fast.chat_template = tiny.CHAT_TEMPLATE
-    fast.save_pretrained(folder)
-
-
-def write_model(folder: Path, *, shard: str = "1GB", model_type: str = "llama", **settings: Any) -> Path:
-    """A random model of 2 blocks with weights large enough for positions and attention to decide tokens."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    defaults: dict[str, Any] = {
-        "vocab_size": 640,  # more embeddings than tokens
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": True,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    config = AutoConfig.for_model(model_type, **(defaults | settings))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).float()
-        for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):
-                torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    model.save_pretrained(folder, max_shard_size=shard)
-    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -172,6 +91,8 @@ def test_every_tensor_is_there_with_its_values(variant: str, checkpoint, tmp_pat
     found = values(write(folder, tmp_path / "x.gguf"))
     found.pop("rope_freqs.weight", None)
     parts = {
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
         "self_attn.q_proj": "attn_q",
         "self_attn.k_proj": "attn_k",
         "self_attn.v_proj": "attn_v",
@@ -194,7 +115,7 @@ def test_every_tensor_is_there_with_its_values(variant: str, checkpoint, tmp_pat
         for theirs, ours in parts.items():
             target = target.replace(theirs, ours)
         value = found[target]
-        if ".attn_q." in target or ".attn_k." in target:
+        if not variant.startswith("qwen") and (".attn_q." in target or ".attn_k." in target):
             assert not numpy.array_equal(value, tensor.numpy())
             value = to_transformers_rows(value, head_dim)
         numpy.testing.assert_array_equal(value, tensor.numpy(), err_msg=target)
@@ -362,7 +283,7 @@ def test_the_comparison_sees_mistakes(
     assert right != wrong
 
 
-@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "tekken"])
+@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "qwen2", "tekken"])
 def test_llama_cpp_tokenizes_like_tokenizers(pre: str, checkpoint, tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 
@@ -378,6 +299,9 @@ def test_llama_cpp_tokenizes_like_tokenizers(pre: str, checkpoint, tmp_path: Pat
         different = [t for t in UNICODE_TEXTS if engine.tokenize(t) != theirs.encode(t, add_special_tokens=False).ids]
         if pre == "tekken":  # llama.cpp's own pattern for it cuts at combining marks
             different = [text for text in different if not any(unicodedata.category(c)[0] == "M" for c in text)]
+        if pre == "qwen2":  # llama.cpp does not compose characters
+            assert "e\u0301 versus \u00e9" in different
+            different = [text for text in different if unicodedata.is_normalized("NFC", text)]
     finally:
         engine.close()
     assert different == []
@@ -402,7 +326,10 @@ def test_parity_sees_a_wrong_pre_tokenizer(checkpoint, tmp_path: Path, monkeypat
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, ArtifactError, "factor"),
         ({"tie_word_embeddings": False}, ArtifactError, r"no tensor for output\.weight"),
         ({"num_hidden_layers": 3}, ArtifactError, r"no tensor for blk\.2"),
-        ({"num_hidden_layers": 1}, InputError, r"model\.layers\.1\."),
+        ({"num_hidden_layers": 1}, InputError, r"model\.layers\.1\..*convert_hf_to_gguf.py"),
+        ({"partial_rotary_factor": 0.5}, InputError, "part of each head.*convert_hf_to_gguf.py"),
+        ({"num_attention_heads": "four"}, ArtifactError, "num_attention_heads 'four', expected a number"),
+        ({"head_dim": None, "rms_norm_eps": "x"}, ArtifactError, "transformers cannot read"),
         ({"intermediate_size": 128}, ArtifactError, r"shape \[96, 64\].*\[128, 64\]"),
         ({"vocab_size": 300}, ArtifactError, "shape"),
         ({"rms_norm_eps": None}, ArtifactError, "rms_norm_eps"),
@@ -421,13 +348,136 @@ def test_a_config_that_does_not_fit_is_refused(changes, error, message: str, cha
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
         ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
         ({"model": {"type": "Unigram", "vocab": []}}, "Unigram.*convert_hf_to_gguf.py"),
-        ({"model": {"type": "BPE", "byte_fallback": True, "vocab": {}}}, "byte-level"),
+        ({"model": {"type": "BPE", "byte_fallback": True, "vocab": {}}}, "SentencePiece.*tokenizer.model"),
     ],
 )
 def test_an_unknown_tokenizer_is_refused(changes, message: str, changed: Path, tmp_path: Path) -> None:
     edit_json(changed / "tokenizer.json", **changes)
     with pytest.raises(InputError, match=message):
         write(changed, tmp_path / "x.gguf")
+
+
+def test_defaults_of_transformers_are_filled_in(changed: Path, tmp_path: Path) -> None:
+    config = json.loads((changed / "config.json").read_text())
+    del config["head_dim"], config["rope_parameters"]  # as in config.json of Llama 2
+    (changed / "config.json").write_text(json.dumps(config))
+    reader = write(changed, tmp_path / "out" / "x.gguf")
+    assert reader.fields["llama.attention.key_length"].contents() == 16
+    assert reader.fields["llama.rope.freq_base"].contents() == 10_000.0
+    shutil.rmtree(tmp_path / "out")
+
+
+def test_a_sliding_window_is_said(checkpoint, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", model_type="mistral", head_dim=16, sliding_window=128)
+    write_tokenizer(folder, "smollm")
+    said = Said()
+    export_gguf(folder, tmp_path / "x.gguf", file_type="f32", name="tiny", progress=said)
+    assert any("last 128 tokens" in line for line in said.lines)
+
+
+class Said(Silent):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_what_a_model_card_says_is_in_the_file(changed: Path, tmp_path: Path) -> None:
+    card = "---\nlicense: apache-2.0\nbase_model: owner/Base-7B\nlanguage: [en, de]\ntags: [aligned]\n---\n# x\n"
+    (changed / "README.md").write_text(card)
+    fields = write(changed, tmp_path / "out" / "x.gguf").fields
+    said = {
+        key: fields[f"general.{key}"].contents() for key in ("license", "base_model.0.repo_url", "languages", "tags")
+    }
+    assert said == {
+        "license": "apache-2.0",
+        "base_model.0.repo_url": "https://huggingface.co/owner/Base-7B",
+        "languages": ["en", "de"],
+        "tags": ["aligned"],
+    }
+    shutil.rmtree(tmp_path / "out")
+
+
+# SentencePiece vocabularies: Llama 2, Mistral before Nemo
+
+
+@pytest.fixture(scope="module")
+def spm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_model(tmp_path_factory.mktemp("spm"), model_type="mistral", head_dim=16, sliding_window=None)
+    write_sentencepiece(folder)
+    return folder
+
+
+def test_a_sentencepiece_vocabulary_keeps_scores_and_types(spm: Path, tmp_path: Path) -> None:
+    from sentencepiece import SentencePieceProcessor
+
+    fields = {key: f.contents() for key, f in write(spm, tmp_path / "x.gguf").fields.items()}
+    pieces = SentencePieceProcessor(model_file=str(spm / "tokenizer.model"))
+    assert fields["tokenizer.ggml.model"] == "llama"
+    assert fields["tokenizer.ggml.tokens"][300:600] == [pieces.IdToPiece(n) for n in range(300, 600)]
+    assert fields["tokenizer.ggml.scores"][300:600] == [pieces.GetScore(n) for n in range(300, 600)]
+    types = fields["tokenizer.ggml.token_type"]
+    assert [types[n] for n in (3, 300, 639)] == [TokenType.BYTE, TokenType.NORMAL, TokenType.UNUSED]
+    assert (fields["tokenizer.ggml.bos_token_id"], fields["tokenizer.ggml.eos_token_id"]) == (1, 2)
+
+
+def test_llama_cpp_reads_a_sentencepiece_vocabulary_like_sentencepiece(spm: Path, tmp_path: Path) -> None:
+    from sentencepiece import SentencePieceProcessor
+
+    write(spm, tmp_path / "x.gguf")
+    pieces = SentencePieceProcessor(model_file=str(spm / "tokenizer.model"))
+    engine = LlamaCppEngine(tmp_path / "x.gguf", context=256, slots=1)
+    try:
+        texts = [text for text in UNICODE_TEXTS if "<" not in text]
+        assert [text for text in texts if engine.tokenize(text) != pieces.EncodeAsIds(text)] == []
+    finally:
+        engine.close()
+
+
+def test_a_file_that_is_no_sentencepiece_model_is_refused(changed: Path, tmp_path: Path) -> None:
+    (changed / "tokenizer.model").write_text("IQ== 0\n")  # tiktoken
+    with pytest.raises(InputError, match=r"not a SentencePiece model.*tiktoken"):
+        write(changed, tmp_path / "x.gguf")
+
+
+# Memory: what is held does not grow with the model
+
+PEAK = """
+import sys
+from pathlib import Path
+from karma_electric.export import gguf
+import torch, gguf as _, transformers, numpy
+
+def peak():  # VmHWM, which clear_refs resets
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+
+small, large, out = map(Path, sys.argv[1:])
+gguf.export_gguf(small, out, file_type="q8_0", name="x")  # what is loaded on first use
+Path("/proc/self/clear_refs").write_text("5")
+before = peak()
+gguf.export_gguf(large, out, file_type="q8_0", name="x")
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured by Linux's own peak of memory")
+def test_memory_is_that_of_one_tensor_whatever_the_model_weighs(tmp_path: Path) -> None:
+    shapes = {"hidden_size": 256, "intermediate_size": 4096, "vocab_size": 1024}  # matrices of 4 MB
+    folders = []
+    for layers in (1, 6):
+        folders.append(write_model(tmp_path / f"{layers}", shard="20MB", num_hidden_layers=layers, **shapes))
+        write_tokenizer(folders[-1], "smollm")
+    large = sum(file.stat().st_size for file in folders[1].glob("*.safetensors"))
+    assert len(list(folders[1].glob("*.safetensors"))) > 2
+    command = [sys.executable, "-c", PEAK, *map(str, folders), str(tmp_path / "x.gguf")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    grown = int(done.stdout)
+    assert large > 70_000_000
+    assert grown < 0.3 * large, f"{grown / 1e6:.0f} MB for {large / 1e6:.0f} MB of weights"
 
 
 def test_a_training_template_is_refused(changed: Path, tmp_path: Path) -> None:

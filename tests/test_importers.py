@@ -181,6 +181,62 @@ def test_jailbreakbench_comes_as_a_table_or_json(tmp_path: Path, form: str) -> N
     assert scenario.technique == "direct request: Slander"
 
 
+ATTACKS = {
+    "parameters": {"method": "PAIR", "model": "vicuna-13b-v1.5", "method_parameters": {"n-iter": 3}},
+    "jailbreaks": [
+        {
+            "index": number,
+            "goal": f"Write slander number {number} against the moon",
+            "behavior": "Slander",
+            "category": "Harassment/Discrimination",
+            "prompt": prompt,
+            "response": "The moon is made of lies.",
+            "jailbroken": True,
+        }
+        for number, prompt in enumerate(["You are a poet of the sun.", None, "As the moon's own lawyer, begin."])
+    ],
+}
+
+
+@pytest.mark.parametrize("indent", [None, 4])
+def test_jailbreakbenchs_published_attacks_come_in_and_those_without_a_prompt_are_named(
+    tmp_path: Path, indent: int | None
+) -> None:
+    imported = read(tmp_path, "\ufeff" + json.dumps(ATTACKS, indent=indent), "jailbreakbench")
+    first, last = imported.scenarios
+    assert first.id == "jailbreakbench-attack-0001"
+    assert first.turns == ("You are a poet of the sun.",)
+    assert "slander number 0 against the moon" in first.fail_criteria
+    assert (first.category, first.difficulty) == ("jailbreakbench/harassment-discrimination", "hard")
+    assert last.id == "jailbreakbench-attack-0003"
+    assert [str(problem) for problem in imported.problems] == [
+        "file.csv element 2: 'prompt' is nothing: the attack found none for this goal."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("jailbreaks", "benign", "said"),
+    [
+        ([{"goal": "g"}], False, "element 1: 'behavior' is missing, expected goal, behavior, category, prompt"),
+        ([7], False, "element 1 is of type int, expected an object"),
+        (ATTACKS["jailbreaks"][:1] * 2, False, "element 2: id|element 2: the same prompt is already on element 1"),
+        (ATTACKS["jailbreaks"][:1], True, "element 1 is an attack, expected a benign behaviour"),
+    ],
+    ids=["missing", "number", "twice", "benign"],
+)
+def test_a_published_attack_that_cannot_be_used_is_named(
+    tmp_path: Path, jailbreaks: list[object], benign: bool, said: str
+) -> None:
+    content = json.dumps({"parameters": {}, "jailbreaks": jailbreaks})
+    [problem] = read(tmp_path, content, "jailbreakbench", benign=benign).problems
+    assert re.search(said, str(problem))
+
+
+def test_published_attacks_that_are_no_list_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'jailbreaks' is of type dict, expected a list"):
+        read(tmp_path, json.dumps({"jailbreaks": {}}), "jailbreakbench")
+
+
 def test_benign_behaviours_pass_by_being_helped(tmp_path: Path) -> None:
     [scenario] = read(tmp_path, table(TABLES["jailbreakbench"]), "jailbreakbench", benign=True).scenarios
     assert "without refusing" in scenario.pass_criteria
@@ -500,6 +556,13 @@ def test_the_report_as_json(tmp_path: Path) -> None:
     assert report["problems"] == []
 
 
+def test_a_folder_is_no_suite_and_is_said_to_be_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder, expected a file") as caught:
+        karma("suites", tmp_path)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.slow
 def test_the_shipped_suites_are_listed_with_their_counts() -> None:
     listed = {suite["file"]: suite for suite in json.loads(karma("suites", "--json").stdout)}
     assert listed["standard-58.jsonl"]["holds"] == "red-team scenarios"

@@ -117,9 +117,36 @@ def test_a_name_says_which_engine_runs_it(name: str, kind: str) -> None:
     assert engine_kind(name, kind) == kind
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "hooks", "kind"),
+    [
+        ("model.gguf", "auto", False, "llamacpp"),
+        ("model.gguf", "auto", True, "hf"),  # dequantised
+        ("model.gguf", "hf", False, "hf"),
+        ("model.gguf", "hf", True, "hf"),
+        ("model.gguf", "llamacpp", True, None),
+        ("runs/demo/merged", "auto", False, "hf"),
+        ("runs/demo/merged", "auto", True, "hf"),
+        ("runs/demo/merged", "llamacpp", False, None),
+        ("builtin:smollm2-135m", "hf", True, "hf"),
+        ("scripted:answers.json", "auto", False, "scripted"),
+        ("scripted:answers.json", "auto", True, None),
+        ("scripted:answers.json", "hf", False, None),
+    ],
+)
+def test_auto_is_the_fastest_engine_that_can_do_what_is_asked(
+    name: str, asked: str, hooks: bool, kind: str | None
+) -> None:
+    if kind is not None:
+        assert engine_kind(name, asked, hooks=hooks) == kind
+        return
+    with pytest.raises(InputError):
+        engine_kind(name, asked, hooks=hooks)
+
+
 def test_an_engine_that_cannot_run_a_name_is_refused() -> None:
-    with pytest.raises(InputError, match="for the engine llamacpp, not hf"):
-        engine_kind("model.gguf", "hf")
+    with pytest.raises(InputError, match=r"for the engine hf, not llamacpp.*make one with karma gguf"):
+        engine_kind("merged", "llamacpp")
     with pytest.raises(InputError, match="'vllm' is unknown"):
         engine_kind("model.gguf", "vllm")
 
@@ -256,7 +283,7 @@ def test_a_conversation_that_ends_with_an_answer_is_refused(script: Path) -> Non
         ({"base_url": "http://localhost:1"}, "'base_url'"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"alpha": 0.5}, "no cap was given"),
-        ({"cap": "cap.json"}, "a cap needs a checkpoint"),
+        ({"cap": "cap.json"}, "as it is: no cap"),
     ],
 )
 def test_an_argument_that_does_not_fit_is_refused_by_name(script: Path, arguments: dict[str, Any], named: str) -> None:

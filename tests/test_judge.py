@@ -17,13 +17,13 @@ pytest.importorskip("inspect_ai")
 from chat_server import ChatServer, Response, chat_server, half_json, html, refused, said
 from karma_electric.core.artifact import hash_text
 from karma_electric.core.errors import DataError, GateError, MissingError
+from karma_electric.core.judging import Unparseable, fence
 from karma_electric.core.messages import Conversation, Message, assistant, user
 from karma_electric.core.progress import Silent
 from karma_electric.core.resources import find
-from karma_electric.data.asking import Asker, Endpoint
 from karma_electric.data.candidate import Candidate
 from karma_electric.data.grading import GradingReport, Spending, grade_candidates
-from karma_electric.data.judge import Scores, Unparseable, fence, judge_prompt, read_scores, response_schema
+from karma_electric.data.judge import Scores, judge_prompt, read_scores, response_schema
 from karma_electric.data.judge_check import (
     FEWEST_PAIRS,
     PAIRS,
@@ -38,6 +38,7 @@ from karma_electric.data.judge_check import (
 )
 from karma_electric.data.rubric import DIMENSIONS, RUBRIC
 from karma_electric.data.store import Store
+from karma_electric.models.asking import Asker, Endpoint
 from karma_electric.redteam.stats import wilson
 
 # Inspect calls tenacity in a form that tenacity means to drop.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from karma_electric.core.errors import ArtifactError, InputError, MissingError
+from karma_electric.core.errors import ArtifactError, GateError, InputError, MissingError
 from karma_electric.core.messages import Conversation, as_dicts, assistant, system, user
 from karma_electric.export import gguf as export
 from karma_electric.export.gguf import export_gguf
-from karma_electric.export.parity import check_parity
+from karma_electric.export.parity import LIMITS, check_parity, require_parity
 from karma_electric.models.chat_template import prompt_ids, prompt_text
 from karma_electric.models.engines.llamacpp import LlamaCppEngine, compile_template
 from karma_electric.models.engines.protocol import Engine, Sampling
@@ -44,15 +46,8 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def file(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    export_gguf(tiny_path, out, file_type="f32", name="tiny")
-    return out
-
-
-@pytest.fixture(scope="module")
-def engine(file: Path) -> Iterator[LlamaCppEngine]:
-    engine = LlamaCppEngine(file, context=256, slots=3, threads=1, precision="exact")
+def engine(tiny_gguf: Path) -> Iterator[LlamaCppEngine]:
+    engine = LlamaCppEngine(tiny_gguf, context=256, slots=3, threads=1, precision="exact")
     yield engine
     engine.close()
 
@@ -87,7 +82,7 @@ def test_greedy_answers_are_those_of_transformers_in_order(engine: LlamaCppEngin
     assert len({answer.text for answer in answers}) == len(answers)
 
 
-def test_an_answer_ends_at_the_end_of_turn(file: Path, engine: LlamaCppEngine) -> None:
+def test_an_answer_ends_at_the_end_of_turn(tiny_gguf: Path, engine: LlamaCppEngine) -> None:
     long = engine.generate([[user(text)] for text in PROMPTS], Sampling(1.5, 1.0, max_new_tokens=200, seed=1))
     stopped = [answer for answer in long if answer.finish_reason == "stop"]
     assert stopped, "of 200 random tokens one is the end of turn"
@@ -142,8 +137,8 @@ def test_no_file_and_no_gguf_file_are_errors(tmp_path: Path) -> None:
         LlamaCppEngine(tmp_path / "text.gguf")
 
 
-def test_it_says_nothing_and_lets_nobody_else_in(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    quiet = LlamaCppEngine(file, context=256, slots=1)
+def test_it_says_nothing_and_lets_nobody_else_in(tiny_gguf: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    quiet = LlamaCppEngine(tiny_gguf, context=256, slots=1)
     quiet.generate(CONVERSATIONS[:1], GREEDY)
     address = urlsplit(quiet._server.listening_address)
     assert address.hostname == "127.0.0.1"
@@ -164,18 +159,25 @@ def test_a_template_is_sandboxed_and_has_the_helpers_of_transformers() -> None:
         compile_template("{% if %}")
 
 
-def test_parity_of_an_exact_file_is_whole(tiny_path: Path, file: Path) -> None:
-    parity = check_parity(tiny_path, file, prompts=PROMPTS, system=tiny.PERSONA, max_new_tokens=12)
-    assert parity.as_dict() == {
+def test_parity_of_an_exact_file_is_whole(tiny_path: Path, tiny_gguf: Path) -> None:
+    parity = check_parity(tiny_path, tiny_gguf, prompts=PROMPTS, system=tiny.PERSONA, max_new_tokens=12)
+    found = parity.as_dict()
+    assert 0 <= found.pop("mean_kl_nats") < 1e-6
+    assert found.pop("kl_tokens") > 12
+    assert found == {
         "n_prompts": len(PROMPTS),
+        "n_texts": len(PROMPTS) + 50,
         "token_ids_equal": True,
         "differing_texts": [],
+        "beyond_llama_cpp": [],
         "greedy_agreement": 1.0,
         "first_token_agreement": 1.0,
         "exact_matches": len(PROMPTS),
+        "largest_gap_nats": 0.0,
         "max_new_tokens": 12,
         "dtype": "float32",
     }
+    require_parity(parity, "f32")
 
 
 def test_parity_sees_a_wrong_weight_order(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,11 +187,17 @@ def test_parity_sees_a_wrong_weight_order(tiny_path: Path, tmp_path: Path, monke
     assert parity.token_ids_equal
     assert parity.exact_matches < len(PROMPTS)
     assert parity.greedy_agreement < 0.9
+    with pytest.raises(GateError, match=r"mean KL of [0-9.]+ nats, at most 0.05"):
+        require_parity(parity, "q8_0")
+    with pytest.raises(GateError, match="leaves the checkpoint's where that was sure"):
+        require_parity(replace(parity, mean_kl_nats=0.0, largest_gap_nats=2.0), "q8_0")
+    with pytest.raises(GateError, match=r"1 of .* texts as other tokens"):
+        require_parity(replace(parity, token_ids_equal=False, differing_texts=("3s",)), "q8_0")
 
 
-def test_parity_needs_prompts(tiny_path: Path, file: Path) -> None:
+def test_parity_needs_prompts(tiny_path: Path, tiny_gguf: Path) -> None:
     with pytest.raises(InputError, match="prompt"):
-        check_parity(tiny_path, file, prompts=[], system="")
+        check_parity(tiny_path, tiny_gguf, prompts=[], system="")
 
 
 # Likeliest tokens, and the comparison along an answer's path (benchmarks/check_baked.py)
@@ -214,6 +222,20 @@ def test_the_likeliest_tokens_have_the_log_probabilities_of_transformers(
                 assert log_probability == pytest.approx(float(row[token]), abs=5e-3)
                 compared += 1
     assert compared >= 60
+
+
+def test_distributions_along_an_answer_do_not_depend_on_how_they_are_asked_for(
+    engine: LlamaCppEngine, tokenizer
+) -> None:
+    prompts = [prompt_ids(tokenizer, conversation) for conversation in CONVERSATIONS]
+    compared = 0
+    for prompt, (tokens, steps) in zip(prompts, engine.greedy_top(prompts, 6, 10), strict=True):
+        along = engine.top_along(prompt, tokens, 10, engine.tokenize("a")[0])
+        assert len(along) == len(tokens)
+        for step, again in zip(steps, along, strict=False):
+            assert again == pytest.approx(step, abs=1e-2)
+            compared += 1
+    assert compared >= 6
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +271,10 @@ def test_a_model_agrees_with_its_own_answers_and_parts_where_a_token_is_changed(
     changed = [*tokens[:4], (tokens[4] + 1) % tiny.VOCABULARY, tokens[5]]
     other = paths.compare_paths(model, [paths.Answer(prompt, changed, [])])
     assert (other["identical"], other["common_prefix"]) == (0.0, 4.0)
+
+
+def test_the_page_gives_the_limits_of_the_gate() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "gguf.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*`) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    said = {name.strip("`"): (float(kl), float(gap)) for names, kl, gap in rows for name in names.split(", ")}
+    assert said == LIMITS

@@ -500,6 +500,7 @@ def test_the_document_explains_every_rule() -> None:
         assert f"| `{rule.name}` | {rule.points:g} |" in text
 
 
+@pytest.mark.slow
 def test_no_accepted_example_of_the_corpus_is_blocked_and_few_cost_anything() -> None:
     examples = read_corpus(resource_root("corpus"))
     found = {e.id: penalize_conversation(e.messages, category=e.category) for e in examples if e.status == "accepted"}

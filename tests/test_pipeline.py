@@ -531,6 +531,46 @@ def test_space_is_asked_for_what_is_to_be_made_only(chain: Chain) -> None:
     assert dict(run_stages(chain.run, stages, progress=Silent())) == dict.fromkeys(Chain.names, "skipped")
 
 
+def test_what_a_stage_needs_while_it_works_is_free_again_for_the_next(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """a keeps 100, b 100 and works in 1000, the rest keep 100 each: the most is there while b works."""
+    asked: list[int] = []
+    monkeypatch.setattr("karma_electric.pipeline.require_space", lambda folder, needed: asked.append(needed))
+    scratch = {"a": 900, "b": 1000}
+    stages = [Stage(**{**vars(s), "space_bytes": 100, "scratch_bytes": scratch.get(s.name, 0)}) for s in chain.stages()]
+    run_stages(chain.run, stages, progress=Silent())
+    run_stages(chain.run, [Stage(**{**vars(s), "scratch_bytes": 0}) for s in stages], progress=Silent())
+    assert asked == [1200, 0]
+
+
+def test_what_an_earlier_attempt_has_written_is_not_asked_for_again(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the stage that goes on there; what another recipe left is removed, but not before space is looked for."""
+    asked: list[int] = []
+    monkeypatch.setattr("karma_electric.pipeline.require_space", lambda folder, needed: asked.append(needed))
+
+    def cut_off(out: Path, progress: Progress) -> None:
+        (out / "half.bin").write_bytes(b"x" * 60)
+        raise ZeroDivisionError("cut off")
+
+    def go() -> None:
+        stages = [Stage(**{**vars(stage), "space_bytes": 100}) for stage in chain.stages()]
+        run_stages(chain.run, stages, progress=Silent())
+
+    chain.resumable.add("b")
+    chain.execute["b"] = cut_off
+    with pytest.raises(ZeroDivisionError):
+        go()
+    with pytest.raises(ZeroDivisionError):
+        go()
+    chain.config["b"] = {"text": "another"}
+    with pytest.raises(ZeroDivisionError):
+        go()
+    assert asked == [500, 340, 400]
+
+
 def test_another_error_is_passed_on_as_it_is(chain: Chain) -> None:
     failing_once(chain, "b", ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):
@@ -688,6 +728,7 @@ def kill_everywhere(folder: str, replace: bool) -> None:
             return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replace", [False, True], ids=["first run", "replacing"])
 def test_killed_at_any_operation_a_run_is_finished_by_the_next(tmp_path: Path, replace: bool) -> None:
     code = f"import test_pipeline; test_pipeline.kill_everywhere({str(tmp_path)!r}, {replace})"

@@ -248,3 +248,11 @@ def test_every_key_and_section_is_explained(name: str, section: type[BaseModel])
 @pytest.mark.parametrize("name", [name for name, _ in sections()])
 def test_every_section_refuses_unknown_keys(recipe_file: Path, name: str) -> None:
     assert f"unknown key '{name}.zzz'" in refused(recipe_file, f"{name}.zzz=1").message
+
+
+@pytest.mark.parametrize("file", [f for f in SHIPPED if f.stem != "demo"], ids=lambda file: file.stem)
+def test_every_choice_about_training_says_what_it_is_for(file: Path) -> None:
+    section = file.read_text(encoding="utf-8").split("\n[train]\n")[1].split("\n[")[0]
+    lines = [line for line in section.splitlines() if " = " in line]
+    assert lines
+    assert [line for line in lines if "#" not in line] == []

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,12 @@ def asked(engine: ScriptedEngine) -> list[list[str]]:
 # Asking
 
 
-def test_turns_are_asked_in_batches_across_scenarios_one_turn_after_the_other(tmp_path: Path) -> None:
+def test_turns_are_asked_in_batches_across_scenarios_those_that_go_on_first(tmp_path: Path) -> None:
     engine = ScriptedEngine(answer)
     run(engine, tmp_path)
     assert asked(engine) == [
-        ["Question 1.1", "Question 2.1"],
-        ["Question 3.1", "Question 4.1"],
+        ["Question 2.1", "Question 4.1"],
+        ["Question 1.1", "Question 3.1"],
         ["Question 5.1"],
         ["Question 2.2", "Question 4.2"],
         ["Question 2.3"],
@@ -230,6 +231,13 @@ def test_a_torn_last_line_is_dropped_and_asked_again(tmp_path: Path, kept_bytes:
     assert path.read_bytes() == before
 
 
+def test_of_those_that_go_on_alike_the_longest_come_first(tmp_path: Path) -> None:
+    engine = ScriptedEngine(answer)
+    suite = [replace(scenario(number), turns=("word " * number,)) for number in (2, 4, 1, 3)]
+    run(engine, tmp_path, suite)
+    assert [len(text.split()) for batch in asked(engine) for text in batch] == [4, 3, 2, 1]
+
+
 def test_a_finished_run_asks_nothing_again(tmp_path: Path) -> None:
     run(ScriptedEngine(answer), tmp_path)
     engine = ScriptedEngine(answer)
@@ -248,7 +256,7 @@ def test_damage_inside_the_file_is_an_error_with_its_line(tmp_path: Path, line: 
 
 def test_answers_to_another_suite_are_an_error(tmp_path: Path) -> None:
     run(ScriptedEngine(answer), tmp_path)
-    with pytest.raises(ArtifactError, match="line 2 answers s2 turn 1, which this suite does not ask"):
+    with pytest.raises(ArtifactError, match="line 1 answers s2 turn 1, which this suite does not ask"):
         run(ScriptedEngine(answer), tmp_path, [SUITE[0], *SUITE[2:]])
 
 
@@ -269,7 +277,7 @@ def test_one_failing_scenario_is_unscored_with_its_reason_and_the_rest_go_on(tmp
 def test_a_failed_batch_is_asked_again_one_by_one(tmp_path: Path) -> None:
     engine = Failing(["Question 3.1"])
     run(engine, tmp_path)
-    assert asked(engine)[1:4] == [["Question 3.1", "Question 4.1"], ["Question 3.1"], ["Question 4.1"]]
+    assert asked(engine)[1:4] == [["Question 1.1", "Question 3.1"], ["Question 1.1"], ["Question 3.1"]]
 
 
 def test_turns_after_a_failed_one_are_not_asked(tmp_path: Path) -> None:
@@ -313,4 +321,4 @@ def test_an_engine_that_loses_an_answer_has_failed(tmp_path: Path) -> None:
 def test_an_interrupt_or_exhausted_memory_stops_the_run(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)):
         run(Failing(["Question 5.1"], error), tmp_path)
-    assert [line["scenario_id"] for line in completions(tmp_path)] == ["s1", "s2", "s3", "s4"]
+    assert [line["scenario_id"] for line in completions(tmp_path)] == ["s2", "s4", "s1", "s3"]

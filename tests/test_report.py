@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 import fake_run
+from karma_electric import report
 from karma_electric.core.recipe import Recipe
+from karma_electric.evidence import Evidence, read_run
 from karma_electric.redteam.signals import Outcome
-from karma_electric.report import write_report
+from karma_electric.report import render_report, shown, write_report
 
 N = 9
 OUTCOMES: dict[str, list[Outcome]] = {
@@ -136,23 +138,24 @@ def test_images_are_the_files_of_the_run(page: Page, run: Path) -> None:
 def test_the_scenarios_that_changed_are_listed_with_both_transcripts(html: str) -> None:
     changes = html.partition('id="changes"')[2].partition('id="scenarios"')[0]
     assert "tuned to capped: 2 of 9 scenarios have another outcome" in changes
-    listed = re.findall(r'<details><summary><span class="id">(s\d\d)</span>', changes)
+    listed = re.findall(r'<details id="(s\d\d)">', changes)
     assert listed == ["s01", "s05"]
-    for arm in ("tuned", "capped"):
+    for arm in OUTCOMES:
         assert re.search(rf"{arm}: [^<]+\(s05, turn 1\)", changes)
-    assert "base: " not in changes.partition("base to tuned")[0]
 
 
 def test_outcomes_and_rates_are_shown(page: Page) -> None:
     text = re.sub(r"\s+", " ", page.text)
     assert "tuned 50% 22% to 78% 4 1 3 1 9" in text
     assert "capped against tuned 0 -38 to +38 1.000 1 1 8" in text
-    assert "jailbreak 0/3 1/2 1/2" in text  # s00, s03, s06: the last is unscored when tuned
+    heat = text.partition("passed of scored Category")[2]
+    assert "jailbreak 0% 0 of 3 50% 1 of 2 1 unscored 50% 1 of 2 1 unscored" in heat  # s06 is unscored when tuned
 
 
-def test_the_outcomes_plot_is_written_beside_the_page(out: Path) -> None:
-    assert (out / "outcomes.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in out.iterdir()) == ["index.html", "outcomes.png"]
+def test_the_figures_are_written_beside_the_page(out: Path) -> None:
+    assert sorted(path.name for path in out.iterdir()) == ["categories.png", "index.html", "outcomes.png"]
+    for name in ("categories", "outcomes"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_steering_settings_and_lineage_are_shown(page: Page, run: Path) -> None:
@@ -193,6 +196,7 @@ def test_an_answer_that_the_engine_failed_to_give_is_named(tmp_path: Path, recip
     file.write_text(
         file.read_text() + first.replace('"error": null', '"error": "RuntimeError: <out of memory>"') + "\n"
     )
+    fake_run.reseal(file.parent)
     write_report(run, recipe, tmp_path / "out")
     assert "no answer: RuntimeError: <out of memory>" in Page((tmp_path / "out" / "index.html").read_text()).text
 
@@ -237,6 +241,58 @@ def test_corrected_rates_stand_beside_raw_ones_with_the_judges_agreement(seeded:
     assert "The judge: Cohen's kappa 0.71" in text
     # 4 of 17 scored passed: below what the judge passes of bad answers, 4 of 22, corrected to 7%
     assert re.search(r"tuned 24% \d+% to \d+% 7% 0% to \d+% 4 1 12 1 18 22% to 28%", text)
+
+
+def test_the_judges_agreement_stands_beside_every_rate_that_is_his(seeded: str) -> None:
+    text = re.sub(r"\s+", " ", Page(seeded).text)
+    assert "Pass rate of scored 95% interval; judge's kappa 0.71" in text
+    assert "left unscored. As a picture: categories.png. (judge's kappa 0.71" in text
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Evidence:
+    """Two arms of two seeds, with the drift of their conversations."""
+    run = tmp_path_factory.mktemp("measured") / "fake"
+    for arm, offset in (("tuned", 0.0), ("capped", -0.25)):
+        outcomes = {0: OUTCOMES["base"], 1: OUTCOMES[arm]}
+        fake_run.write_seeds(run / "redteam" / arm, Path(recipe.redteam.suite), outcomes)
+        fake_run.write_drift(run, arm, Path(recipe.redteam.suite), {})
+        fake_run.write_drifts(run / "drift" / arm, offset)
+        fake_run.reseal(run / "drift" / arm)
+    return read_run(run, recipe)
+
+
+def test_drift_is_shown_by_turn_and_by_kind(measured: Evidence) -> None:
+    html, figures = render_report(measured.run, measured.recipe)
+    assert f'src="data:image/png;base64,{base64.b64encode(figures["drift.png"]).decode()}"' in html
+    text = re.sub(r"\s+", " ", Page(html).text)
+    assert "confiding +0.78 +0.76 to +0.80 +0.53 +0.51 to +0.55 " in text
+    assert "all controls -0.22 -0.24 to -0.20 -0.47 -0.49 to -0.45 " in text
+
+
+def test_a_page_that_would_be_too_long_holds_what_changed_first_and_says_where_the_rest_is(
+    measured: Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = {t.anchor for t in measured.transcripts}
+    assert shown(measured, report.MOST_TEXT) == everything
+    changed = {t.anchor for t in measured.transcripts if t.differs("tuned", "capped")}
+    assert changed == {"s01.seed-1", "s05.seed-1"}
+    one_of_each = shown(measured, most=sum(report._size(t) for t in measured.transcripts) // 2 + 200)
+    assert changed < one_of_each
+    assert {anchor.partition(".")[0] for anchor in one_of_each} == {f"s{number:02}" for number in range(N)}
+    assert shown(measured, most=0) == set()
+    monkeypatch.setattr(report, "MOST_TEXT", 5000)
+    page = Page(render_report(measured.run, measured.recipe)[0])
+    assert page.mismatched == []
+    assert "of 18 transcripts are on this page" in page.text
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert {attributes["href"][1:] for _, attributes in page.elements if "href" in attributes} <= ids
+
+
+def test_the_estimate_of_a_transcripts_size_is_about_what_the_page_takes(html: str, run: Path, recipe: Recipe) -> None:
+    transcripts = read_run(run, recipe).transcripts
+    listed = html.partition('id="changes"')[2].partition('id="training"')[0]
+    assert sum(map(report._size, transcripts)) == pytest.approx(len(listed.encode()), rel=0.25)
 
 
 def test_categories_come_with_the_least_p_that_they_could_have(page: Page) -> None:

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,28 @@ class Seeded(ScriptedEngine):
         return super().generate(conversations, sampling, alpha=alpha)
 
 
+class Together(Seeded):
+    """Answers under several seeds in one batch. Keeps the seeds of every batch."""
+
+    def __init__(self, *, poison: str = "", kill_at: int | None = None) -> None:
+        super().__init__(kill_at=kill_at)
+        self.batches: list[list[tuple[str, int]]] = []
+        self.poison = poison
+
+    def generate_seeds(
+        self, conversations: Sequence[Conversation], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion]:
+        self.batches.append([(c[-1].content, seed) for c, seed in zip(conversations, seeds, strict=True)])
+        if self.poison in [c[-1].content for c in conversations]:
+            raise RuntimeError("out of cheese")
+        return [self._complete(c, replace(sampling, seed=seed)) for c, seed in zip(conversations, seeds, strict=True)]
+
+    def generate(self, conversations, sampling, *, alpha=None):  # type: ignore[no-untyped-def]
+        if self.poison in [c[-1].content for c in conversations]:
+            raise RuntimeError("out of cheese")
+        return super().generate(conversations, sampling, alpha=alpha)
+
+
 def run(engine: Engine, out: Path, *, seeds: int = 3, first: int = 0, temperature: float = 0.7) -> ArmSummary:
     return run_seeds(
         engine,
@@ -73,6 +97,29 @@ def test_every_seed_is_asked_the_whole_suite_and_kept_apart(tmp_path: Path) -> N
     written = json.loads((tmp_path / SUMMARY).read_text())
     assert written["seeds"] == [4, 5, 6]
     assert (written["arm"], written["sampling"]["seed"], written["n"]) == ("base", 4, 15)
+
+
+def test_seeds_are_asked_together_where_the_engine_can_and_end_up_the_same(tmp_path: Path) -> None:
+    one_by_one, together = tmp_path / "one", tmp_path / "together"
+    run(Seeded(), one_by_one)
+    engine = Together()
+    run(engine, together)
+    assert engine.batches[:2] == [
+        [("Question 2.1", 0), ("Question 2.1", 1)],
+        [("Question 2.1", 2), ("Question 4.1", 0)],
+    ]
+    assert len(engine.batches) + len(engine.seeds) == 8 + 3 + 2  # 15, 6 and 3 conversations, two at a time
+    assert {name: sorted(data.splitlines()) for name, data in files(together).items()} == {
+        name: sorted(data.splitlines()) for name, data in files(one_by_one).items()
+    }
+
+
+def test_one_that_fails_does_not_take_its_batch_along_whatever_its_seed(tmp_path: Path) -> None:
+    summary = run(Together(poison="Question 3.1"), tmp_path)
+    assert summary.counts["unscored"] == 3
+    for seed, result in read_seeds(tmp_path).items():
+        broken = [answer.scenario_id for turns in result.answers.values() for answer in turns.values() if answer.error]
+        assert broken == ["s3"], seed
 
 
 def test_one_seed_is_kept_as_it_always_was(tmp_path: Path) -> None:

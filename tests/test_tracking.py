@@ -75,12 +75,12 @@ def test_a_tracker_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.
     assert caught.value.hint == f"Install it with: pip install -c constraints.txt {name}"
 
 
-@pytest.mark.parametrize("verb", ["train", "run"])
+@pytest.mark.parametrize("words", [["train"], ["run"], ["train", "--dry-run"]], ids=" ".join)
 def test_that_is_checked_before_anything_is_made(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     monkeypatch.setattr("karma_electric.train.tracking.is_present", lambda module: False)
-    ended = karma_here(monkeypatch, capsys, verb, "tiny.toml", "--report-to", "wandb")
+    ended = karma_here(monkeypatch, capsys, *words, "tiny.toml", "--report-to", "wandb")
     ended.refused(3, "--report-to wandb needs wandb", "pip install -c constraints.txt wandb")
     assert not (folder / "runs").exists()
 

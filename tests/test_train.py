@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import pytest
 import torch
 
@@ -288,6 +288,24 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
         torch.testing.assert_close(adapter_of(tmp_path)[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_killed_run_on_four_bits_continues_as_well(release: Path, tmp_path: Path, fused: bool) -> None:
+    """peft makes the adapter's parameters anew when it loads a checkpoint, in another type than trl trains."""
+    base = tiny.write_checkpoint(tmp_path / "base", intermediate=192)
+    keys = {"quantisation": "nf4", "fused": fused, "save_steps": 2}
+    train(base, release, tmp_path / "whole", **keys)
+    with pytest.raises(Killed):
+        train(base, release, tmp_path / "cut", Reaper(4, Killed()), **keys)
+    train(base, release, tmp_path / "cut", **keys)
+    whole, again = (read_trajectory(tmp_path / name / "trajectory.jsonl") for name in ("whole", "cut"))
+    assert all(record["grad_norm"] > 0 for record in again if record["split"] == "train")
+    for key in ("step", "loss", "accuracy"):
+        assert [r[key] for r in again] == pytest.approx([r[key] for r in whole], abs=1e-4)
+    for name, tensor in adapter_of(tmp_path / "whole").items():
+        torch.testing.assert_close(adapter_of(tmp_path / "cut")[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_killed_in_its_last_validation_still_ends_with_one(
     tiny_path: Path, release: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,14 +368,42 @@ def test_a_loss_that_rises_far_above_its_best_is_an_error(tmp_path: Path) -> Non
     assert len(read_trajectory(path)) < 40
 
 
-def test_running_out_of_memory_says_what_to_lower(tiny_path: Path, release: Path, tmp_path: Path) -> None:
+def no_memory() -> RuntimeError:
     """A CPU's error is a plain RuntimeError; here a real one, of a tensor that no machine holds."""
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    with pytest.raises(InputError, match=r"Lower train\.batch_size from 2 .*max_length.*gradient_checkpointing"):
-        train(tiny_path, release, tmp_path, Reaper(1, caught.value))
+    return caught.value
+
+
+def test_running_out_of_memory_says_what_to_lower(tiny_path: Path, release: Path, tmp_path: Path) -> None:
+    """What stays is said as it is: a changed key makes another stage, which begins anew."""
+    with pytest.raises(
+        InputError, match=r"No checkpoint had been saved yet\. Lower train\.batch_size from 2 .*max_length"
+    ):
+        train(tiny_path, release, tmp_path, Reaper(1, no_memory()))
+    with pytest.raises(InputError, match=r"goes on from step 2; a changed key begins anew\."):
+        train(tiny_path, release, tmp_path, Reaper(3, no_memory()))
     with pytest.raises(RuntimeError, match="something else"):
         train(tiny_path, release, tmp_path / "other", Reaper(1, RuntimeError("something else")))
+
+
+def test_numpy_without_memory_says_the_same(tiny_path: Path, release: Path, tmp_path: Path) -> None:
+    """Dropout's bits are numpy's, whose error is no RuntimeError."""
+    with pytest.raises(MemoryError) as caught:
+        numpy.empty(1 << 60, dtype=numpy.uint8)
+    with pytest.raises(InputError, match=r"ran out of memory.*Lower train\.batch_size"):
+        train(tiny_path, release, tmp_path, Reaper(1, caught.value))
+
+
+def test_a_base_that_does_not_fit_into_memory_says_the_same(
+    tiny_path: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **keywords: Any) -> None:
+        raise no_memory()
+
+    monkeypatch.setattr("karma_electric.train.trainer.load_model", full)
+    with pytest.raises(InputError, match=r'ran out of memory.*quantisation = "nf4".*take a smaller one'):
+        train(tiny_path, release, tmp_path)
 
 
 def test_a_training_that_diverges_ends_with_an_error(tiny_path: Path, release: Path, tmp_path: Path) -> None:
@@ -378,15 +424,13 @@ def test_a_release_that_does_not_fit_is_an_error(tiny_path: Path, release: Path,
         train(tiny_path, release, tmp_path, max_length=20)
 
 
-def test_four_bit_weights_train_in_seconds(release: Path, tmp_path: Path) -> None:
+def test_four_bit_weights_train(release: Path, tmp_path: Path) -> None:
     base = tiny.write_checkpoint(tmp_path / "base", intermediate=192)  # bitsandbytes quantises in blocks of 64
-    started = time.monotonic()
     out = tmp_path / "adapter"
     summary = train(base, release, out, quantisation="nf4", epochs=1.0)
     assert summary["quantisation"] == "nf4"
     assert summary["steps"] == 2
     assert summary["validation_loss"] < summary["validation_loss_before"]
-    assert time.monotonic() - started < 30
 
 
 def test_nf4_on_a_cpu_refuses_widths_that_would_crash(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Keeps the small files of a run under results/, and renders the README's figures from them.
 
-python tools/results.py keep runs/demo      copy manifests, JSON, plots and card to results/demo
-python tools/results.py render              rewrite the generated parts of README.md and docs/
-python tools/results.py check               exit 1 if one of them differs from what results/ say
+python tools/results.py keep runs/demo               copy manifests, JSON, plots and card to results/demo
+python tools/results.py keep --partial runs/NAME     the same for a run that was only trained, or is not finished yet
+python tools/results.py render                       rewrite the generated parts of README.md and docs/
+python tools/results.py check                        exit 1 if one of them differs from what results/ say
 """
 
 from __future__ import annotations
@@ -10,33 +11,64 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import evidence_page
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- results: begin (rendered by `make results`; do not edit) -->"
 END = "<!-- results: end -->"
+VERSIONS_BEGIN = "<!-- results: begin versions (rendered by `make results`; do not edit) -->"
+VERSIONS_END = "<!-- results: end versions -->"
 # What is kept: small, and either a measurement or the lineage. Weights, checkpoints and generated text corpora are not.
 KEPT = (".json", ".jsonl", ".png", ".md", ".toml", ".html")
 LARGEST_BYTES = 600_000
+LARGEST_PAGE_BYTES = 3_000_000  # the report is to be read where nothing else of a run is
 LEFT_OUT = {"tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json", "adapter_config.json"}
 LEFT_OUT |= {"train.jsonl", "validation.jsonl"}  # the corpus again
+WHOLE = {"completions.jsonl", "verdicts.jsonl"}  # kept at any size: an arm cannot be read without them
+ALSO = {"merged/config.json", "gguf/Modelfile", "gguf/Modelfile.capped"}  # what a card needs besides
+STAGES = ("release", "adapter", "merged", "axis", "capped", "gguf", "redteam", "report", "card")
+VERSIONS = ("smollm2-v1", "smollm2-v2", "smollm2-v3")  # recipes of the releases, on the embedded model
 
 
-def keep(run: Path) -> None:
-    """Copy the small files of a run to results/NAME."""
-    if not (run / "card" / "manifest.json").exists():
-        raise SystemExit(f"error: {run} is not a finished run (no card). Finish it first: karma run recipes/demo.toml")
+def keep(run: Path, *, partial: bool = False) -> None:
+    """Copy the small files of a run to results/NAME; of its whole artifacts alone, where it is not finished."""
+    from karma_electric.core.artifact import is_whole
+    from karma_electric.kept import write_kept
+
+    whole = [path.parent for path in sorted(run.rglob("manifest.json")) if is_whole(path.parent)]
+    made = {folder.relative_to(run).parts[0] for folder in whole}
+    missing = [stage for stage in STAGES if stage not in made]
+    if "card" in missing and not partial:
+        raise SystemExit(
+            f"error: {run} is not a finished run (no card). Finish it: karma run recipes/{run.name}.toml. Or keep what "
+            f"there is: python tools/results.py keep --partial {run}"
+        )
+    if not whole or not (run / "recipe.toml").is_file():
+        raise SystemExit(f"error: {run} holds no recipe.toml with a finished stage, so there is nothing to keep.")
     target = ROOT / "results" / run.name
     shutil.rmtree(target, ignore_errors=True)
-    for file in sorted(run.rglob("*")):
+    target.mkdir(parents=True)
+    shutil.copyfile(run / "recipe.toml", target / "recipe.toml")
+    loose = [path for path in run.glob("redteam/*.jsonl") if path.is_file()]  # labels by people, beside the arms
+    for file in sorted([*loose, *(path for folder in whole for path in folder.rglob("*"))]):
         relative = file.relative_to(run)
         if any(part.startswith(".") for part in relative.parts) or not file.is_file():
             continue
-        if file.suffix in KEPT and file.name not in LEFT_OUT and file.stat().st_size <= LARGEST_BYTES:
+        largest = LARGEST_PAGE_BYTES if file.suffix == ".html" else LARGEST_BYTES
+        small = file.name in WHOLE or file.stat().st_size <= largest
+        kept = file.suffix in KEPT and file.name not in LEFT_OUT and small
+        if kept or relative.as_posix() in ALSO:
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target / relative)
-    print(f"kept {sum(f.is_file() for f in target.rglob('*'))} files in {target.relative_to(ROOT)}")
+    write_kept(target)
+    sizes = [file.stat().st_size for file in target.rglob("*") if file.is_file()]
+    print(f"kept {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, in {target.relative_to(ROOT)}")
+    if missing:
+        print(f"{run.name} lacks {', '.join(missing)}: what these would measure is a gap in the figures")
 
 
 def read(*parts: str) -> Any:
@@ -60,7 +92,7 @@ def whole_demo() -> str:
     text = (ROOT / "results" / "make-demo.txt").read_text(encoding="utf-8")
     minutes, seconds = text.split("(h:mm:ss or m:ss): ")[1].split()[0].split(":")
     whole_minutes, rest = divmod(round(60 * int(minutes) + float(seconds)), 60)
-    kilobytes = int(text.split("(kbytes): ")[1].split()[0])
+    kilobytes = int(text.split("Maximum resident set size (kbytes): ")[1].split()[0])
     first = text.splitlines()[0]
     where = ", packages installed already" if "installed" in first else " in a fresh clone, installation included"
     where += f" (commit {first.split('clone of ')[1].split()[0]})" if "clone of" in first else ""
@@ -125,10 +157,70 @@ def rendered() -> str:
     return "\n".join(lines)
 
 
+def version_history() -> str:
+    """The releases on the embedded model, each from results/NAME; a gap says what to type."""
+    lines = [
+        "| Version | Examples learned, and held out | Steps | Training loss | Validation loss, before -> after | "
+        "Token accuracy | Passed: base | Passed: uncapped | Passed: capped | Training time |",
+        "|---|--:|--:|--:|--:|--:|---|---|---|---|",
+    ]
+    lines += [version_row(name) for name in VERSIONS]
+    summaries = [file for name in VERSIONS for file in (ROOT / "results" / name).glob("redteam/*/summary.json")]
+    judges = sorted({json.loads(file.read_text(encoding="utf-8")).get("scorer", "signals") for file in summaries})
+    judged = f", by the judge `{'`, `'.join(judges)}`" if judges else ""
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Losses are in nats per assistant token: in training the mean over the last tenth of the steps, in "
+            "validation over the version's own held-out examples, which token accuracy is of, too. Passed: of the "
+            f"answers that could be scored (95% interval), and how many those are{judged}. Read from "
+            "`release/summary.json`, `adapter/training.json` and `redteam/ARM/summary.json` in `results/NAME/`.",
+        ]
+    )
+
+
+def version_row(name: str) -> str:
+    """One release."""
+    folder = ROOT / "results" / name
+
+    def found(*parts: str) -> Any:
+        file = folder.joinpath(*parts)
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    release, training = found("release", "summary.json"), found("adapter", "training.json")
+    if training is None:
+        gap = f"not trained yet: `karma run recipes/{name}.toml`"
+        return f"| {name} | {release['examples'] if release else ''} | {gap} |" + " |" * 7
+    cells = [
+        name,
+        f"{training['examples']:,} + {release['examples'] - training['examples']:,}",
+        f"{training['steps']:,}",
+        f"{training['loss_last_tenth']:.3f}",
+        f"{training['validation_loss_before']:.3f} -> {training['validation_loss']:.3f}",
+        f"{training['validation_accuracy']:.1%}",
+    ]
+    for arm in ("base", "tuned", "capped"):
+        summary = found("redteam", arm, "summary.json")
+        if summary is None:
+            cells.append("not measured")
+            continue
+        rate = summary["pass_rate_scored"]
+        value = "none" if rate["value"] is None else f"{rate['value']:.0%} ({rate['low']:.0%} to {rate['high']:.0%})"
+        cells.append(f"{value} of {rate['n']}")
+    machine = found("adapter", "manifest.json")["hardware"]
+    processor = f"{machine['cores']} cores, {machine.get('processor', machine['machine'])}"
+    where = ", ".join(machine.get("gpus") or [processor])
+    cells.append(f"{training['seconds'] / 60:.0f} min ({where})")
+    return "| " + " | ".join(cells) + " |"
+
+
 def replaced(readme: str) -> str:
-    """README text with its generated part made anew."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{rendered()}\n{END}{rest.split(END, 1)[1]}"
+    """README text with its generated parts made anew."""
+    for begin, end, render in ((BEGIN, END, rendered), (VERSIONS_BEGIN, VERSIONS_END, version_history)):
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}\n{render()}\n{end}{rest.split(end, 1)[1]}"
+    return readme
 
 
 def measured(name: str) -> Any:
@@ -265,6 +357,194 @@ def program_table(found: Any) -> list[str]:
     return lines
 
 
+def engines_table(found: Any) -> list[str]:
+    """Speed of each engine beside a plain loop."""
+    said = {
+        "plain loop": "`generate` in a loop",
+        "static": "one padded batch (`HfEngine`)",
+        "live": "live transformers engine",
+        "live-capped": "the same, four strengths in one batch",
+        "llamacpp": "llama.cpp in process, Q8_0",
+    }
+    lines = ["| Engine | Requests at once | Tokens/s | Ratio | Same answers as the loop |", "|---|---|---|---|---|"]
+    for cell in found["cells"]:
+        same = "" if cell["same_answers"] is None else f"{cell['same_answers']} of {cell['requests']}"
+        speed = f"{cell['tokens_per_s']:.1f} | {cell['ratio']:.2f}"
+        lines.append(f"| {said[cell['engine']]} | {cell['requests']} | {speed} | {same} |")
+    settings = found["settings"]
+    note = f" {settings['note']}" if settings["note"] else ""
+    return [
+        *lines,
+        "",
+        f"{settings['model']}, {settings['dtype']}, {settings['threads']} threads (llama.cpp: one less), "
+        f"{settings['tokens']} tokens an answer, rounds: {settings['rounds']}.{note}",
+    ]
+
+
+def judges_table(found: Any) -> list[str]:
+    """Agreement of every judge with labels it has not seen."""
+    lines = [
+        "| Judge | Kappa, half B (95%) | Quadratic kappa, half B | Accuracy, half B | Kappa, both halves | "
+        "Left unscored | Processor time, an answer |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["judges"]:
+        half, both = row["half B"], row["all"]
+        left = sum(counts["unscored"] for label, counts in both["confusion"].items() if label != "unscored")
+        labelled = sum(sum(counts.values()) for label, counts in both["confusion"].items() if label != "unscored")
+        lines.append(
+            f"| `{row['spec']}` | {interval(half, 'kappa')} | {interval(half, 'weighted_kappa')} | "
+            f"{half['accuracy']:.0%} | {interval(both, 'kappa')} | {left} of {labelled} | "
+            f"{row['ms_per_answer']:.0f} ms |"
+        )
+    raters = found["raters"]
+    said = (
+        "The answers have one rating each: how far two raters agree is not known."
+        if raters is None
+        else f"Two independent ratings of {raters['n']} of them agree at kappa {interval(raters, 'kappa')}."
+    )
+    files = ", ".join(f"`{name}`" for name in found["labelled"])
+    return [
+        *lines,
+        "",
+        f"{found['labels']} labelled answers ({files}), {found['judges'][0]['half B']['n']} in half B. {said}",
+    ]
+
+
+def judges_v1_table(found: Any) -> list[str]:
+    """Every judge, and a second rater, on every answer of three arms."""
+    lines = [
+        "| | Kappa (95%) | Same label | Passes of what the raters fail | Left unscored of what they could decide |"
+    ]
+    lines.append("|---|---|---|---|---|")
+    rows = [
+        ("a second rater", found["raters"]),
+        *((f"`{judge['spec']}`", judge["all"]) for judge in found["judges"]),
+    ]
+    for name, row in rows:
+        table = row["confusion"]
+        failed = sum(table["fail"].values())
+        decided = {label: counts for label, counts in table.items() if label != "unscored"}
+        left, all_ = sum(c["unscored"] for c in decided.values()), sum(sum(c.values()) for c in decided.values())
+        lines.append(
+            f"| {name} | {interval(row, 'kappa')} | {row['accuracy']:.0%} | {table['fail']['pass']} of {failed} | "
+            f"{left} of {all_} |"
+        )
+    return [*lines, "", f"{found['raters']['n']} answers, {', '.join(f'`{name}`' for name in found['labelled'])}."]
+
+
+def judges_benign_table(found: Any) -> list[str]:
+    """The rule that tells help from refusal, and a second rater, on every answer of three arms."""
+    lines = [
+        "| | Kappa (95%) | Same label | Left unscored of what they could decide | Refusals found | Help found |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in [
+        ("a second rater", found["raters"]),
+        *((f"`{judge['spec']}`", judge["all"]) for judge in found["judges"]),
+    ]:
+        table = row["confusion"]
+        decided = [counts for label, counts in table.items() if label != "unscored"]
+        left, all_ = sum(c["unscored"] for c in decided), sum(sum(c.values()) for c in decided)
+        refused = [table[label] for label in ("fail", "partial")]
+        caught = sum(c["fail"] + c["partial"] for c in refused)
+        lines.append(
+            f"| {name} | {interval(row, 'kappa')} | {row['accuracy']:.0%} | {left} of {all_} | "
+            f"{caught} of {sum(sum(c.values()) for c in refused)} | "
+            f"{table['pass']['pass']} of {sum(table['pass'].values())} |"
+        )
+    return [*lines, "", f"{found['raters']['n']} answers, {', '.join(f'`{name}`' for name in found['labelled'])}."]
+
+
+def judged_arms_table(found: Any) -> list[str]:
+    """What each judge says of the answers of a run's arms."""
+    outcomes = ("pass", "partial", "fail", "unscored")
+    lines = ["| Arm | Judge | Pass | Partial | Fail | Unscored |", "|---|---|--:|--:|--:|--:|"]
+    for arm, judges in found["arms"].items():
+        for spec, counts in judges.items():
+            lines.append(f"| {arm} | `{spec}` | " + " | ".join(str(counts.get(o, 0)) for o in outcomes) + " |")
+    return lines
+
+
+def labels_table(found: Any) -> list[str]:
+    """Who wrote the answers that two raters read, what they were found to be, and how far the raters agree."""
+    outcomes = ("pass", "partial", "fail", "unscored")
+    lines = ["| source | pass | partial | fail | unscored | all |", "|---|--:|--:|--:|--:|--:|"]
+    for source, counts in found["sources"].items():
+        cells = [counts.get(outcome, 0) for outcome in outcomes]
+        lines.append(f"| `{source}` | " + " | ".join(map(str, [*cells, sum(cells)])) + " |")
+    raters = found["raters"]
+    return [
+        f"Over all {raters['n']} answers: same label {raters['accuracy']:.1%}, kappa {interval(raters, 'kappa')}, "
+        f"quadratic kappa {interval(raters, 'weighted_kappa')} (95%, by whole scenarios).",
+        "",
+        *lines,
+    ]
+
+
+def gguf_table(found: Any) -> list[str]:
+    """Our export beside llama.cpp's converter."""
+    lines = ["| | llama.cpp | karma | Ratio |", "|---|---|---|---|"]
+    named = {"seconds": "Clock, s", "cpu_seconds": "Processor, s", "peak_mb": "Peak memory, MB"}
+    for key, name in named.items():
+        theirs, ours = found["sides"]["llama.cpp"][key], found["sides"]["karma"][key]
+        lines.append(f"| {name} | {theirs:.1f} | {ours:.1f} | {found['ratio'][key]:.2f} |")
+    return [*lines, "", f"{found['model']}, {found['type']}, medians of {found['repeats']}, in alternation."]
+
+
+def redteam_table(found: Any) -> list[str]:
+    """Asking a suite one by one, and as the runner does."""
+    lines = ["| | Scenarios a minute | Tokens/s | Ratio | Ratio per token |", "|---|---|---|---|---|"]
+    for side, name in (("one_by_one", "one conversation at a time"), ("ours", "`karma redteam run`")):
+        first = side == "one_by_one"
+        lines.append(
+            f"| {name} | {found[f'scenarios_per_minute_{side}']:.1f} | "
+            f"{found[f'tokens_{side}'] / found[f'seconds_{side}']:.0f} | {1 if first else found['ratio']:.2f} | "
+            f"{1 if first else found['ratio_per_token']:.2f} |"
+        )
+    return [
+        *lines,
+        "",
+        f"{found['scenarios']} scenarios of `{found['suite']}` under each of {found['seeds']} seeds, {found['turns']} "
+        f"answers of at most {found['max_new_tokens']} tokens, batches of {found['batch']}, {found['dtype']}, "
+        f"{found['threads']} threads, {found['hardware'].get('processor', 'cpu')}.",
+    ]
+
+
+def semantic_table(found: Any) -> list[str]:
+    """What is known of the shipped semantic judge."""
+    about = found["semantic"]
+    lines = ["| On scenarios it has not seen | Answers | Kappa (95%) | Quadratic kappa |", "|---|---|---|---|"]
+    for name, part in about["cross_validation"]["parts"].items():
+        lines.append(f"| {name} | {part['n']} | {interval(part, 'kappa')} | {interval(part, 'weighted_kappa')} |")
+    for name, part in about["left_out"].items():
+        lines.append(f"| fits without any of {name} | {part['labels']} | {part['kappa']:.2f} | |")
+    curve = ", ".join(f"{point['labels']} labels {point['kappa']:.2f}" for point in about["learning_curve"])
+    return [
+        *lines,
+        "",
+        f"Kappa by number of labels a fit may see: {curve}. Its confidences are off by "
+        f"{about['cross_validation']['calibration_error']:.2f} on average; it gives no outcome below "
+        f"{about['chosen']['threshold']:.2f}.",
+    ]
+
+
+def confusion_table(found: Any) -> list[str]:
+    """Where the semantic judge errs."""
+    row = next(judge for judge in found["judges"] if judge["spec"] == "semantic")
+    outcomes = list(row["all"]["confusion"])
+    lines = [f"| label / judged | {' | '.join(outcomes)} |", "|---|" + "--:|" * len(outcomes)]
+    for label, counts in row["all"]["confusion"].items():
+        lines.append(f"| {label} | {' | '.join(str(counts[outcome]) for outcome in outcomes)} |")
+    return lines
+
+
+def interval(figures: Any, name: str) -> str:
+    """A figure with its interval."""
+    value, span = figures[name], figures[f"{name}_interval"]
+    return "undefined" if value is None else f"{value:.2f}" + (f" ({span[0]:.2f} to {span[1]:.2f})" if span else "")
+
+
 # what a table is called -> the file in results/benchmarks it is made from, and how
 BENCHMARKS = {
     "extract": ("extract", extract_table),
@@ -278,8 +558,20 @@ BENCHMARKS = {
     "drift": ("drift", drift_table),
     "merge": ("merge", merge_table),
     "merge_base": ("merge", merge_base_table),
+    "engines": ("engines", engines_table),
+    "judges": ("judges", judges_table),
+    "judges_demo": ("judges", judged_arms_table),
+    "judges_v1": ("judges_v1", judges_v1_table),
+    "judges_v1_arms": ("judges_v1", judged_arms_table),
+    "judges_benign": ("judges_benign", judges_benign_table),
+    "judges_benign_arms": ("judges_benign", judged_arms_table),
+    "labels": ("judges", labels_table),
+    "gguf": ("gguf", gguf_table),
+    "redteam": ("redteam", redteam_table),
+    "semantic": ("judges", semantic_table),
+    "semantic_confusion": ("judges", confusion_table),
 }
-PAGES = ("benchmarks.md", "drift.md", "merging.md")  # in docs/
+PAGES = ("docs/benchmarks.md", "docs/drift.md", "docs/gguf.md", "docs/judges.md", "docs/merging.md", "suites/README.md")
 
 
 def with_benchmarks(page: str) -> str:
@@ -298,10 +590,11 @@ def with_benchmarks(page: str) -> str:
 
 def main() -> None:
     """Entry point."""
-    pages = {ROOT / "README.md": replaced, **{ROOT / "docs" / name: with_benchmarks for name in PAGES}}
+    pages = {ROOT / "README.md": replaced, **{ROOT / name: with_benchmarks for name in PAGES}}
+    pages[ROOT / evidence_page.PAGE] = partial(evidence_page.with_evidence, root=ROOT)
     match sys.argv[1:]:
-        case ["keep", run]:
-            keep(Path(run))
+        case ["keep", run] | ["keep", "--partial", run]:
+            keep(Path(run), partial="--partial" in sys.argv)
         case ["render"]:
             for page, render in pages.items():
                 page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")

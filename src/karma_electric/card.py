@@ -14,14 +14,43 @@ from typing import Any
 from karma_electric.core.errors import RecipeError
 from karma_electric.core.recipe import Recipe, load_recipe
 from karma_electric.evidence import Evidence, read_run
-from karma_electric.rendering import environment
+from karma_electric.redteam.beside import TITLES
+from karma_electric.redteam.kinds import Kind
+from karma_electric.rendering import environment, judge_in_words, judged_by_raters
 
 _TEMPLATE = "card.md.jinja"
 _TAGS = ("ethics", "alignment", "activation-steering", "qlora", "red-teaming")
 _LLAMA_3 = re.compile(r"llama-(3(?:\.\d)?)", re.IGNORECASE)
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual|code")
+_BESIDE = (("benign", "over-refusal"), ("capability", "general capability"))
+_SYNTHETIC = "synthetic-language-model"  # source of the shipped corpus, which was written under the guide
+_MODEL_RATER = "language-model"
 _SMALL = 1_000_000_000  # parameters below which the card says what so small a model cannot show
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """How a kind of suite is named in the model-index: its task, what the suite holds, the metric and its title."""
+
+    task: str
+    suite: str
+    metric: str
+    title: str
+
+
+_INDEXED: dict[Kind, Indexed] = {
+    "attack": Indexed("Red-team", "synthetic adversarial scenarios", "pass_rate", "Pass rate of scored scenarios"),
+    "benign": Indexed(
+        "Over-refusal",
+        "harmless requests that sound harmful",
+        "over_refusal_rate",
+        "Harmless requests refused in whole or in part",
+    ),
+    "capability": Indexed(
+        "Capability", "items with checkable answers", "accuracy", "Checkable items answered correctly"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -66,12 +95,33 @@ def render_card(run: Path, recipe: Recipe, *, earlier: Sequence[Path] = ()) -> s
             recipe=recipe,
             terms=terms,
             history=[*history, evidence],
+            beside={kind: next((side for side in evidence.beside if side.kind == kind), None) for kind in TITLES},
+            unmeasured=[words for kind, words in _BESIDE if kind not in {side.kind for side in evidence.beside}],
+            judged_by=judge_in_words(evidence.scorer),
+            judge_kind=evidence.scorer.partition(":")[0],
+            synthetic=bool(evidence.release) and set(evidence.release["sources"]) == {_SYNTHETIC},
+            by_people=judged_by_raters(evidence.scorer) and not _are_models(evidence.answer_raters),
+            by_language_model=_are_models(evidence.label_raters),
+            suites=_suites(recipe),
             files=published_files(evidence),
             hardware=hardware(evidence),
             tag=re.sub(r"[^a-z0-9._-]+", "-", recipe.card.model_name.lower()).strip("-"),
             small=evidence.base_parameters is not None and evidence.base_parameters < _SMALL,
         )
     )
+
+
+def _are_models(raters: Sequence[str]) -> bool:
+    """Whether all of them are known to be language models."""
+    return bool(raters) and all(rater.startswith(_MODEL_RATER) for rater in raters)
+
+
+def _suites(recipe: Recipe) -> list[str]:
+    """Names of the files of prompts and scenarios that a recipe asks for, without their folders."""
+    axis, redteam = recipe.axis, recipe.redteam
+    labels = redteam.labelled, redteam.benign_labelled
+    names = (redteam.suite, *redteam.beside, *labels, axis.contrast, axis.calibration, axis.heldout)
+    return list(dict.fromkeys(PurePosixPath(name).name for name in names if name))
 
 
 def llama_terms(recipe: Recipe, config: dict[str, Any]) -> LlamaTerms | None:
@@ -193,19 +243,31 @@ def _base_model(recipe: Recipe) -> str | None:
 
 
 def _eval_results(evidence: Evidence) -> list[Any]:
+    """Entries of the model-index: one per arm and kind of suite, of those with a rate."""
+    suite = PurePosixPath(evidence.recipe.redteam.suite).stem
+    found = [
+        _eval_result(_INDEXED["attack"], suite, arm.name, arm.summary["pass_rate_scored"]["value"])
+        for arm in evidence.arms
+    ]
+    for side in evidence.beside:
+        if side.kind in _INDEXED:
+            suite = evidence.asked.get(side.kind, side.kind)
+            rates = ((name, arm.rate) for name, arm in side.arms.items() if arm.rate is not None)
+            found += [_eval_result(_INDEXED[side.kind], suite, name, rate.value) for name, rate in rates]
+    return [result for result in found if result is not None]
+
+
+def _eval_result(said: Indexed, suite: str, arm: str, value: float | None) -> Any:
     from huggingface_hub import EvalResult
 
-    suite = PurePosixPath(evidence.recipe.redteam.suite).stem
-    return [
-        EvalResult(
-            task_type="text-generation",
-            task_name="Red-team",
-            dataset_type=suite,
-            dataset_name=f"{suite} (synthetic adversarial scenarios)",
-            metric_type="pass_rate",
-            metric_name=f"Pass rate of scored scenarios, arm {arm.name}",
-            metric_value=round(float(arm.summary["pass_rate_scored"]["value"]), 4),
-        )
-        for arm in evidence.arms
-        if arm.summary["pass_rate_scored"]["value"] is not None
-    ]
+    if value is None:
+        return None
+    return EvalResult(
+        task_type="text-generation",
+        task_name=said.task,
+        dataset_type=suite,
+        dataset_name=f"{suite} ({said.suite})",
+        metric_type=said.metric,
+        metric_name=f"{said.title}, arm {arm}",
+        metric_value=round(float(value), 4),
+    )

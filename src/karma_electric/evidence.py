@@ -1,7 +1,8 @@
 """Reads a run, finished or not, into one value for the card and the report. Knows nothing of how it is shown.
 
 A stage that has not run, or is not whole, is an empty dict here: what was not measured can be seen to be missing.
-A file that is there but damaged is an error, as everywhere.
+A file that is there but damaged is an error, as everywhere. Kept results (a run's small files without its weights) are
+read like the run: kept.json names what was left out on purpose, and manifests still say its sizes and hashes.
 """
 
 from __future__ import annotations
@@ -11,22 +12,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from karma_electric.core.artifact import MANIFEST, Manifest, hash_file, is_whole, read_json, read_manifest
+from karma_electric.asked import labels_named
+from karma_electric.core.artifact import MANIFEST, Manifest, hash_file, read_json, read_manifest
 from karma_electric.core.errors import MissingError
 from karma_electric.core.recipe import Recipe
 from karma_electric.core.resources import find
-from karma_electric.redteam.arms import JUDGE
+from karma_electric.kept import files_left_out, is_there
+from karma_electric.redteam.arms import JUDGE, read_arm, read_judge, scorer_of
+from karma_electric.redteam.beside import Beside, read_beside
 from karma_electric.redteam.comparing import ArmRates, PairReport, compare_pair, rates_of
-from karma_electric.redteam.judge_error import Judge, judge_of
+from karma_electric.redteam.drift_figures import DRIFT, ArmDrifts, read_drifts
+from karma_electric.redteam.judge_error import Judge
+from karma_electric.redteam.kinds import FOLDERS, GROUPS, Kind
 from karma_electric.redteam.paired import PairedComparison
+from karma_electric.redteam.relabels import latest, read_relabels
 from karma_electric.redteam.runner import COMPLETIONS, SUMMARY, Answer
 from karma_electric.redteam.scenario import Scenario, load_suite
-from karma_electric.redteam.seeds import SeedResult, read_seeds
+from karma_electric.redteam.scorers.over_refusal import OVER_REFUSAL
+from karma_electric.redteam.seeds import SeedResult
 from karma_electric.redteam.signals import Verdict
+from karma_electric.suite_names import answer_raters, label_raters, names_of_suites
 
-ORDER = ("release", "adapter", "merged", "axis", "capped", "gguf", "redteam")
+ORDER = ("release", "adapter", "merged", "axis", "capped", "gguf", *GROUPS)
 ARMS = ("base", "tuned", "capped")
 COMPARED = (("tuned", "capped"), ("base", "tuned"))  # each second arm against its first
+_JUDGE = f"redteam/{JUDGE.partition('/')[0]}"
 _MAIN_FILES = {"release": "train.jsonl", "axis": "axis.safetensors", "redteam": COMPLETIONS}
 
 
@@ -126,12 +136,18 @@ class Evidence:
         artifacts: the whole ones, in the order they are made.
         release, training, merge, cap, axis, fidelity, parity: their JSON; `axis` is the metadata of axis.safetensors.
         config: config.json of the merged model.
+        asked: kind of suite -> its name, where the file that was asked is still there.
         modelfiles: name -> text.
         arms: in the order base, tuned, capped, others.
         differing_settings: what was not the same in all arms (prompt, sampling), so that they do not compare.
         comparisons: the pairs of COMPARED that were run.
-        agreement: of the scorer with labels, per half of the labelled answers.
-        judge: its error on the half that it was not tuned on; None where it was not measured.
+        beside: over-refusal, capability and drift of the same arms, where they were measured.
+        drifts: of the arms whose conversations were measured, by name.
+        agreement: of the scorer with labels, per half of the labelled answers, and with all.
+        judge: its error on the labels that it was not tuned on; None where it was not measured.
+        label_raters: who gave the labels that the judge was measured on; empty where that is not known.
+        answer_raters: who gave the outcomes, where raters did and their file is still there.
+        relabelled: answers of these arms that people have labelled since; no figure goes by that.
         transcripts: one per scenario and seed, in the order of the suite.
     """
 
@@ -146,17 +162,40 @@ class Evidence:
     fidelity: dict[str, Any]
     parity: dict[str, Any]
     config: dict[str, Any]
+    asked: dict[Kind, str]
     modelfiles: dict[str, str]
     arms: tuple[Arm, ...]
     differing_settings: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
+    beside: tuple[Beside, ...]
+    drifts: dict[str, ArmDrifts]
     agreement: dict[str, Any]
     judge: Judge | None
+    label_raters: tuple[str, ...]
+    answer_raters: tuple[str, ...]
+    relabelled: int
     transcripts: tuple[Transcript, ...]
 
     def command(self, stage: str) -> str:
         """What to type to get a stage measured."""
         return f"karma run recipes/{self.recipe.name}.toml --to {stage}"
+
+    @property
+    def twins_judge_command(self) -> str:
+        """What to type to have the judge of harmless twins measured."""
+        words = [f"karma redteam run recipes/{self.recipe.name}.toml"]
+        if not self.recipe.redteam.beside:
+            words.append(f"--beside suites/{self.asked.get('benign', 'benign-100')}.jsonl")
+        scorers = [scorer for side in self.beside if side.kind == "benign" for scorer in side.judges]
+        words += [f"--benign-scorer {scorer}" for scorer in scorers[:1] if scorer != OVER_REFUSAL]
+        if not labels_named(self.recipe, "benign"):
+            words.append("--set redteam.benign_labelled=FILE")
+        return " ".join(words)
+
+    @property
+    def scorer(self) -> str:
+        """Who judged the arms: what they say themselves, else what the recipe asks for."""
+        return scorer_of(self.arms[0].summary) if self.arms else self.recipe.redteam.scorer
 
     @property
     def created(self) -> str:
@@ -180,17 +219,19 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
     """Read what there is of a run.
 
     Raises:
-        ArtifactError: a file that is there is not what it should be.
+        ArtifactError: a file that is there is not what it should be; of arms and judges, not the one that was written.
+        MissingError: an arm has lost its manifest.
     """
-    artifacts = {artifact.name: artifact for artifact in _artifacts(run)}
-    file = run / "redteam" / JUDGE
-    agreement = dict(read_json(file)) if file.is_file() else {}
-    judge = judge_of(agreement["B"], str(file)) if "B" in agreement else None
-    arms = tuple(_arms(run, recipe.redteam.arms, judge))
+    left_out = files_left_out(run)
+    artifacts = {artifact.name: artifact for artifact in _artifacts(run, left_out)}
+    absent = frozenset(run / name for name in left_out)
+    judge = read_judge(run / _JUDGE)
+    agreement = dict(read_json(run / "redteam" / JUDGE)) if judge is not None else {}
+    arms = tuple(_arms(run, recipe.redteam.arms, judge, absent))
     by_name = {arm.name: arm for arm in arms}
 
     def read(stage: str, name: str) -> dict[str, Any]:
-        if stage not in artifacts or name not in artifacts[stage].manifest.files:
+        if stage not in artifacts or name not in artifacts[stage].manifest.files or f"{stage}/{name}" in left_out:
             return {}
         return dict(read_json(run / stage / name))
 
@@ -203,36 +244,55 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
         training=read("adapter", "training.json"),
         merge=read("merged", "merge.json"),
         cap=read("axis", "cap.json"),
-        axis=_metadata(run / "axis" / "axis.safetensors") if "axis" in artifacts else {},
+        axis=_metadata(run / "axis" / "axis.safetensors") or read("axis", "diagnostics.json"),
         fidelity=read("capped", "fidelity.json"),
         parity=read("gguf", "parity.json"),
         config=read("merged", "config.json"),
+        asked=names_of_suites(recipe, [artifact.manifest for artifact in artifacts.values()]),
         modelfiles={
             name: (run / "gguf" / name).read_text(encoding="utf-8")
             for name in sorted(gguf)
-            if name.startswith("Modelfile")
+            if name.startswith("Modelfile") and (run / "gguf" / name).is_file()
         },
         arms=arms,
         differing_settings=tuple(
             key
-            for key in ("system_prompt", "sampling", "seeds")
-            if any(a.summary.get(key) != arms[0].summary.get(key) for a in arms)
+            for key in ("system_prompt", "sampling", "seeds", "scorer")
+            if any(_told(arm.summary, key) != _told(arms[0].summary, key) for arm in arms)
         ),
         comparisons=tuple(
             Comparison(a, b, compare_pair((a, _by_seed(by_name[a].seeds)), (b, _by_seed(by_name[b].seeds)), judge))
             for a, b in COMPARED
             if {a, b} <= by_name.keys()
         ),
+        beside=tuple(
+            read_beside(
+                {arm.name: run / "redteam" / arm.name for arm in arms},
+                [(a, b) for a, b in COMPARED if {a, b} <= by_name.keys()],
+                absent=absent,
+            )
+        ),
+        drifts={
+            arm.name: read_drifts(folder)
+            for arm in arms
+            if (folder := run / FOLDERS["drift"] / arm.name)
+            and (folder / MANIFEST).is_file()
+            and (folder / DRIFT).is_file()
+        },
         agreement=agreement,
         judge=judge,
+        label_raters=tuple(agreement.get("raters", ()))
+        or (label_raters(recipe, artifacts[_JUDGE].manifest) if _JUDGE in artifacts else ()),
+        answer_raters=answer_raters([artifact.manifest for artifact in artifacts.values()]),
+        relabelled=len(latest(read_relabels(run / "redteam", {arm.name: arm.seeds for arm in arms}))) if arms else 0,
         transcripts=tuple(_transcripts(arms, _suite(recipe, artifacts))),
     )
 
 
-def _artifacts(run: Path) -> Iterator[Artifact]:
+def _artifacts(run: Path, left_out: frozenset[str]) -> Iterator[Artifact]:
     for kind in ORDER:
         folders = sorted(p.parent for p in (*run.glob(f"{kind}/{MANIFEST}"), *run.glob(f"{kind}/*/{MANIFEST}")))
-        names = [folder.relative_to(run).as_posix() for folder in folders if is_whole(folder)]
+        names = [folder.relative_to(run).as_posix() for folder in folders if is_there(run, folder, left_out)]
         for name in sorted(names, key=lambda name: _rank(name.rpartition("/")[2])):
             manifest = read_manifest(run / name)
             if manifest.files:
@@ -243,13 +303,16 @@ def _rank(arm: str) -> tuple[int, str]:
     return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
 
 
-def _arms(run: Path, names: Sequence[str], judge: Judge | None) -> Iterator[Arm]:
+def _arms(run: Path, names: Sequence[str], judge: Judge | None, absent: frozenset[Path]) -> Iterator[Arm]:
     """The recipe's arms that are there; others that lie in the run are of another recipe."""
     folders = [folder for name in names if ((folder := run / "redteam" / name) / SUMMARY).is_file()]
     for folder in sorted(folders, key=lambda folder: _rank(folder.name)):
-        seeds = read_seeds(folder)
-        rates = rates_of(folder.name, _by_seed(seeds), judge)
-        yield Arm(folder.name, read_json(folder / SUMMARY), seeds, rates)
+        arm = read_arm(folder, folder.name, absent=absent)
+        yield Arm(folder.name, arm.summary, arm.seeds, rates_of(folder.name, arm.verdicts, judge))
+
+
+def _told(summary: Mapping[str, Any], key: str) -> Any:
+    return scorer_of(summary) if key == "scorer" else summary.get(key)
 
 
 def _by_seed(seeds: Mapping[int, SeedResult]) -> dict[int, list[Verdict]]:

@@ -51,18 +51,20 @@ class Stage:
         kind: kind of artifact.
         config: everything in the recipe that decides the result.
         inputs: role -> id of what it is made from.
-        execute: does the work in the folder it is given, reporting progress.
+        execute: does the work in the folder it is given, reporting progress; figures it returns go into the manifest.
         resumable: whether `execute` can continue in a folder that a killed attempt left.
-        space_bytes: disk it needs, for the check before the run starts.
+        space_bytes: disk that what it makes takes, for the check before the run starts.
+        scratch_bytes: disk it needs besides while it is at work.
     """
 
     name: str
     kind: str
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
-    execute: Callable[[Path, Progress], None]
+    execute: Callable[[Path, Progress], Mapping[str, Any] | None]
     resumable: bool = False
     space_bytes: int = 10_000_000
+    scratch_bytes: int = 0
 
     @property
     def id(self) -> str:
@@ -200,7 +202,7 @@ def _bring_up_to_date(
     for stage in chosen:
         _refuse_other(run, stage, force)
     todo = [stage for stage in chosen if state_of(run, stage, hashes=force) != "done" or stage.name in redo]
-    require_space(run, sum(stage.space_bytes for stage in todo))
+    require_space(run, _space_needed(run, todo))
     if before is not None and todo:
         before()
     done = []
@@ -215,6 +217,19 @@ def _bring_up_to_date(
         progress.say(f"[{number}/{len(chosen)}] {stage.name}: done in {time.monotonic() - started:.0f} s")
         done.append((stage.name, "made"))
     return done
+
+
+def _space_needed(run: Path, todo: Sequence[Stage]) -> int:
+    """The most that these stages, one after the other, add to the disk, beyond what earlier attempts left there."""
+    needed = kept = 0
+    for stage in todo:
+        partial = _partial(run, stage)
+        there = 0
+        if stage.resumable and partial.is_dir() and _read_mark(_beside(partial, "json")).get("id") == stage.id:
+            there = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+        needed = max(needed, kept + stage.space_bytes + stage.scratch_bytes - there)
+        kept += stage.space_bytes - there
+    return needed
 
 
 def _between(stages: Sequence[Stage], first: str | None, last: str | None) -> list[Stage]:
@@ -301,7 +316,8 @@ def _make(run: Path, stage: Stage, progress: Progress) -> None:
     partial = _partial(run, stage)
     mark = _beside(partial, "json")  # the id of what is being made in `partial`, and how far it is
     found = _read_mark(mark) if partial.is_dir() else {}
-    executed = found == {"id": stage.id, "executed": True}
+    executed = found.get("id") == stage.id and found.get("executed") is True
+    measured = dict(found.get("measured") or {}) if executed else {}
     if not (executed or (stage.resumable and found.get("id") == stage.id)):
         mark.unlink(missing_ok=True)  # first: a kill while wiping must not leave half a folder that seems resumable
         shutil.rmtree(partial, ignore_errors=True)
@@ -311,10 +327,18 @@ def _make(run: Path, stage: Stage, progress: Progress) -> None:
         progress.say("  continuing where the last attempt stopped")
     try:
         if not executed:
-            stage.execute(partial, progress)
+            measured = dict(stage.execute(partial, progress) or {})
             flush(partial)
-            write_json(mark, {"id": stage.id, "executed": True})  # a kill while hashing must not cost the whole stage
-        seal(partial, kind=stage.kind, config=stage.config, inputs=stage.inputs, parents=_parents(run, stage))
+            # a kill while hashing must not cost the whole stage
+            write_json(mark, {"id": stage.id, "executed": True} | ({"measured": measured} if measured else {}))
+        seal(
+            partial,
+            kind=stage.kind,
+            config=stage.config,
+            inputs=stage.inputs,
+            parents=_parents(run, stage),
+            measured=measured,
+        )
     except Exception as error:
         if disk_full(error):
             raise SpaceError(

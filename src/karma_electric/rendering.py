@@ -6,6 +6,7 @@ A value that is not there becomes the words "not measured", so that no template 
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def environment(*, autoescape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name, write in {
+    filters: dict[str, Callable[..., str]] = {
         "number": number,
         "percent": percent,
         "points": points,
@@ -39,7 +40,9 @@ def environment(*, autoescape: bool) -> Environment:
         "p_value": p_value,
         "short": short,
         "png": png,
-    }.items():
+        "judge_in_words": judge_in_words,
+    }
+    for name, write in filters.items():
         env.filters[name] = write
     return env
 
@@ -98,6 +101,26 @@ def p_value(value: Any) -> str:
 def short(value: Any) -> str:
     """The beginning of a hash."""
     return ABSENT if _absent(value) else str(value)[:_PLACES]
+
+
+def judge_in_words(scorer: str) -> str:
+    """Who judged, from the name of a scorer."""
+    kind, _, rest = scorer.partition(":")
+    words = {
+        "signals": "regular expressions",
+        "signals-original": "the original's regular expressions, which pass by default",
+        "semantic": "a small model of sentence vectors",
+        "llm": f"a language model ({rest})",
+        "labels": f"raters, whose labels are in {rest.rpartition('/')[2]}",
+        "over-refusal": "the suite's own signals of help and of refusal",
+        "ensemble": f"several judges ({rest})",
+    }
+    return words.get(kind, scorer)
+
+
+def judged_by_raters(scorer: str) -> bool:
+    """Whether a scorer, or one of an ensemble, is a file of labels that raters gave."""
+    return any(name.partition(":")[0] == "labels" for name in scorer.removeprefix("ensemble:").split("+"))
 
 
 def png(value: bytes) -> str:

@@ -7,17 +7,20 @@ foreign content besides.
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
-from typing import Any
 
+from karma_electric.arm_figures import DRIFT_PLOT, arm_figures, heat_of
 from karma_electric.core.artifact import write_atomic
-from karma_electric.core.plots import COLOURS, figure, save
+from karma_electric.core.plots import COLOURS
 from karma_electric.core.recipe import Recipe
-from karma_electric.evidence import Arm, Evidence, Transcript, read_run
-from karma_electric.rendering import environment
+from karma_electric.evidence import Evidence, Transcript, read_run
+from karma_electric.rendering import environment, judge_in_words, judged_by_raters
 
 PAGE = "index.html"
-OUTCOMES_PLOT = "outcomes.png"
+MOST_TEXT = 1_500_000  # bytes of transcripts on a page, so that it stays below 3 MB with its figures
 _TEMPLATE = "report.html.jinja"
 _OUTCOMES = ("pass", "partial", "fail", "unscored")
 _FIGURES = (
@@ -32,8 +35,19 @@ _FIGURES = (
 )
 
 
+def render_report(run: Path, recipe: Recipe) -> tuple[str, dict[str, bytes]]:
+    """The page and the figures, as `write_report` writes them.
+
+    Raises:
+        ArtifactError: a damaged file in the run.
+    """
+    evidence = read_run(run, recipe)
+    figures = dict(arm_figures(evidence))
+    return _page(evidence, figures.get(DRIFT_PLOT)), figures
+
+
 def write_report(run: Path, recipe: Recipe, out: Path) -> None:
-    """Write index.html, and outcomes.png (the outcomes of all arms, for use elsewhere), to `out`.
+    """Write index.html, and the figures of the arms for use elsewhere (see `arm_figures`), to `out`.
 
     Args:
         run: folder of the run; stages that are missing leave visible gaps.
@@ -43,23 +57,14 @@ def write_report(run: Path, recipe: Recipe, out: Path) -> None:
     Raises:
         ArtifactError: a damaged file in the run.
     """
-    evidence = read_run(run, recipe)
+    page, figures = render_report(run, recipe)
     out.mkdir(parents=True, exist_ok=True)
-    if evidence.arms:
-        plot_outcomes(evidence.arms, out / OUTCOMES_PLOT)
-    write_atomic(out / PAGE, _page(evidence))
+    for name, image in figures.items():
+        write_atomic(out / name, image)
+    write_atomic(out / PAGE, page)
 
 
-def render_report(run: Path, recipe: Recipe) -> str:
-    """The page alone, as `write_report` writes it.
-
-    Raises:
-        ArtifactError: a damaged file in the run.
-    """
-    return _page(read_run(run, recipe))
-
-
-def _page(evidence: Evidence) -> str:
+def _page(evidence: Evidence, drift: bytes | None) -> str:
     recipe = evidence.recipe
     return (
         environment(autoescape=True)
@@ -69,10 +74,15 @@ def _page(evidence: Evidence) -> str:
             recipe=recipe,
             colours=COLOURS,
             outcomes=_OUTCOMES,
-            categories=_categories(evidence),
+            heat=heat_of(evidence.arms),
             flips=flips(evidence),
+            shown=shown(evidence, MOST_TEXT),
             figures={name: (evidence.image(stage, name), stage, title) for stage, name, title in _FIGURES},
+            drift=drift,
+            kinds=dict.fromkeys(kind for arm in evidence.drifts.values() for kind in arm.by_kind()),
             settings=_settings(recipe),
+            judged_by=judge_in_words(evidence.scorer)
+            + ("" if judged_by_raters(evidence.scorer) else ", not by people"),
         )
     )
 
@@ -89,50 +99,45 @@ def flips(evidence: Evidence) -> list[tuple[str, str, dict[str, list[Transcript]
     return found
 
 
-def plot_outcomes(arms: tuple[Arm, ...], path: Path) -> None:
-    """Shares of the outcomes per arm, and pass rates of scored scenarios with their 95% intervals, as a PNG."""
-    fig, (left, right) = figure(1, 2, height=1.2 + 0.5 * len(arms))
-    rows = range(len(arms))
-    start = [0] * len(arms)
-    for outcome in _OUTCOMES:
-        counts = [arm.summary["counts"][outcome] for arm in arms]
-        left.barh(rows, counts, left=start, color=COLOURS[outcome], label=outcome, height=0.6)
-        for row, count in enumerate(counts):
-            if count:
-                colour = "white" if outcome == "fail" else "black"
-                left.text(start[row] + count / 2, row, str(count), ha="center", va="center", fontsize=8, color=colour)
-        start = [before + count for before, count in zip(start, counts, strict=True)]
-    left.set_xlabel("scenarios")
-    left.grid(visible=False)
-    fig.legend(loc="outside upper center", ncols=len(_OUTCOMES), fontsize=8, frameon=False)
-    for row, arm in enumerate(arms):
-        rate = arm.summary["pass_rate_scored"]
-        colour = COLOURS.get(arm.name, COLOURS["base"])
-        right.plot([100 * rate["low"], 100 * rate["high"]], [row, row], color=colour, lw=2)
-        if rate["value"] is not None:
-            right.plot(100 * rate["value"], row, "o", color=colour)
-    right.set_xlim(0, 100)
-    right.set_ylim(left.get_ylim())
-    right.set_xlabel("pass rate of scored scenarios, % (95% interval)")
-    for panel in (left, right):
-        panel.set_yticks(rows, [arm.name for arm in arms])
-        panel.invert_yaxis()
-    save(fig, path)
+def shown(evidence: Evidence, most: int) -> set[str]:
+    """Anchors of the transcripts that the page holds in full: all, where there is room for `most` bytes of them.
+
+    First, of every scenario that changed between two arms, the first seed under which it did; then one seed of every
+    other scenario; then the rest of those that changed, and whatever still fits.
+    """
+    changed = [t for c in evidence.comparisons for t in evidence.transcripts if t.differs(c.first, c.second)]
+    first = list({t.id: t for t in reversed(changed)}.values())[::-1]
+    seen = {t.id for t in first}
+    others = list({t.id: t for t in reversed(evidence.transcripts) if t.id not in seen}.values())[::-1]
+    kept: set[str] = set()
+    for tier in (first, others, changed, evidence.transcripts):
+        for transcript in _in_turn(tier):
+            size = _size(transcript) if transcript.anchor not in kept else 0
+            if size <= most:
+                kept.add(transcript.anchor)
+                most -= size
+    return kept
 
 
-def _categories(evidence: Evidence) -> list[tuple[str, dict[str, dict[str, Any]]]]:
-    """Per category and arm: passes, scored answers, and the share for the colour of the cell (None unscored)."""
-    names = dict.fromkeys(name for arm in evidence.arms for name in arm.summary["categories"])
-    table = []
-    for name in names:
-        cells = {}
-        for arm in evidence.arms:
-            counts = arm.summary["categories"].get(name, dict.fromkeys(_OUTCOMES, 0))
-            scored = sum(counts.values()) - counts["unscored"]
-            share = counts["pass"] / scored if scored else None
-            cells[arm.name] = {"passed": counts["pass"], "scored": scored, "share": share}
-        table.append((name, cells))
-    return table
+def _in_turn(transcripts: Sequence[Transcript]) -> list[Transcript]:
+    """The categories by turns, so that none is left out because it comes last."""
+    places: Counter[str] = Counter()
+    ranked = []
+    for transcript in transcripts:
+        ranked.append((places[transcript.category], transcript))
+        places[transcript.category] += 1
+    return [transcript for _, transcript in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def _size(transcript: Transcript) -> int:
+    """About how many bytes of the page a transcript takes: text, and what stands around it."""
+    texts = [turn.prompt for turn in transcript.turns]
+    texts += [answer.text for turn in transcript.turns for answer in turn.answers.values()]
+    texts += [verdict.evidence for verdict in transcript.verdicts.values()]
+    scenario = transcript.scenario
+    texts += [scenario.pass_criteria, scenario.fail_criteria] if scenario else []
+    around = 300 + len(transcript.verdicts) * (200 + 120 * len(transcript.turns))
+    return around + sum(len(escape(text).encode()) for text in texts)
 
 
 def _settings(recipe: Recipe) -> dict[str, dict[str, str]]:

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from karma_electric.arm_stages import plan_arms
+from karma_electric.asked import suites_of
 from karma_electric.card import llama_terms, render_card
 from karma_electric.core.artifact import (
     canonical_json,
@@ -19,13 +21,14 @@ from karma_electric.core.artifact import (
     write_atomic,
     write_json,
 )
-from karma_electric.core.errors import DataError, GateError, InputError
+from karma_electric.core.errors import InputError
 from karma_electric.core.extras import require
 from karma_electric.core.progress import Progress
 from karma_electric.core.recipe import Recipe
 from karma_electric.core.resources import find
 from karma_electric.models.refs import ModelRef, resolve
-from karma_electric.pipeline import Stage
+from karma_electric.pipeline import Stage, read_id
+from karma_electric.space import Space, shapes_of, space_of
 
 if TYPE_CHECKING:
     from karma_electric.train.distributed import Team
@@ -68,17 +71,23 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
     Raises:
         MissingError: the base model, the corpus or a suite does not exist.
     """
+    from karma_electric.steer.contrast import load_prompts
+
     llama_terms(recipe, {})  # a name that may not be published is refused before anything is trained
     base = resolve(recipe.model.base, recipe.model.revision)
     files = {
         "contrast": find("suites", recipe.axis.contrast),
         "calibration": find("suites", recipe.axis.calibration),
         "heldout": find("suites", recipe.axis.heldout),
-        "suite": find("suites", recipe.redteam.suite),
     }
     _check_data(recipe, base, files)
     hashes = {role: _hash_data(path) for role, path in files.items()}
-    weights = sum(f.stat().st_size for f in base.path.glob("*.safetensors"))
+    space = space_of(
+        recipe,
+        shapes_of(base.path),
+        read_json(base.path / "config.json"),
+        prompts=len(load_prompts(files["contrast"])),
+    )
     persona = recipe.persona.system_prompt
     arithmetic = {"dtype": recipe.model.dtype}
     stages: list[Stage] = []
@@ -87,13 +96,24 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
         name: str,
         section: Mapping[str, Any],
         inputs: Mapping[str, str],
-        execute: Callable[[Path, Progress], None],
+        execute: Callable[[Path, Progress], Mapping[str, Any] | None],
         *,
         resumable: bool = False,
-        space: int = 10_000_000,
     ) -> str:
         kind = name.partition("/")[0]
-        stages.append(Stage(name, kind, section, inputs, execute, resumable=resumable, space_bytes=space))
+        need = space.get(kind, Space(10_000_000))
+        stages.append(
+            Stage(
+                name,
+                kind,
+                section,
+                inputs,
+                execute,
+                resumable=resumable,
+                space_bytes=need.stays,
+                scratch_bytes=need.scratch,
+            )
+        )
         return stages[-1].id
 
     stages.append(plan_release(recipe))
@@ -104,7 +124,6 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
         {"base": base.fingerprint, "release": release},
         partial(_adapter, recipe, base, run, team, report_to),
         resumable=True,
-        space=3 * weights,  # the adapter and two checkpoints with optimiser state
     )
     merged = add(
         "merged",
@@ -112,7 +131,6 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
         {"base": base.fingerprint, "adapter": adapter},
         partial(_merged, recipe, base, run),
         resumable=True,
-        space=2 * weights,
     )
     axis = add(
         "axis",
@@ -125,7 +143,6 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
         {"merged": merged, **{role: hashes[role] for role in ("contrast", "calibration", "heldout")}},
         partial(_axis, recipe, files, run),
         resumable=True,
-        space=200_000_000,
     )
     capped = add(
         "capped",
@@ -133,7 +150,6 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
         {"merged": merged, "axis": axis, "heldout": hashes["heldout"]},
         partial(_capped, recipe, files, run),
         resumable=True,
-        space=int(1.2 * weights),
     )
     gguf = add(
         "gguf",
@@ -146,31 +162,14 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
         {"merged": merged, "capped": capped},
         partial(_gguf, recipe, run),
         resumable=True,
-        space=int(2.2 * weights),
     )
-    models = {"base": {"base": base.fingerprint}, "tuned": {"merged": merged}, "capped": {"capped": capped}}
-    folders = {"base": base.path, "tuned": run / "merged", "capped": run / "capped"}
-    asked = _config(recipe.redteam, without=("suite", "labelled", "arms"))
-    if asked["seeds"] == 1:
-        del asked["seeds"]  # arms of one seed were made before there could be several, and are still those
-    arms = {
-        f"redteam/{arm}": add(
-            f"redteam/{arm}",
-            {**asked, "persona": persona, **arithmetic},
-            {**models[arm], "suite": hashes["suite"]},
-            partial(_arm, recipe, arm, folders[arm], files["suite"]),
-            resumable=True,
-        )
-        for arm in recipe.redteam.arms
+    models = {
+        "base": (base.path, {"base": base.fingerprint}),
+        "tuned": (run / "merged", {"merged": merged}),
+        "capped": (run / "capped", {"capped": capped}),
     }
-    if recipe.redteam.labelled:
-        labelled = find("suites", recipe.redteam.labelled)
-        arms["redteam/judge"] = add(
-            "redteam/judge",
-            {"scorer": "signals"},
-            {"suite": hashes["suite"], "labelled": _hash_data(labelled)},
-            partial(_judge, files["suite"], labelled),
-        )
+    arms = plan_arms(recipe, run, models, axis)
+    stages += arms
     made = {
         "release": release,
         "adapter": adapter,
@@ -178,7 +177,7 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
         "axis": axis,
         "capped": capped,
         "gguf": gguf,
-        **arms,
+        **{stage.name: stage.id for stage in arms},
     }
     published = {**_config(recipe.card), "persona": recipe.persona.name, "base": recipe.model.base}
     add("report", published, made, partial(_report, recipe, run))
@@ -189,11 +188,12 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
 def _check_data(recipe: Recipe, base: ModelRef, files: Mapping[str, Path]) -> None:
     """Read what the later stages will read, so that a mistake there does not cost a training run first."""
     from karma_electric.models.blocks import layer_range
-    from karma_electric.redteam.scenario import load_suite
+    from karma_electric.redteam.kinds import read_asked
     from karma_electric.steer.contrast import load_prompts, require_disjoint
     from karma_electric.steer.responses import SPLITS, plan_responses
 
-    load_suite(files["suite"])
+    for suite in suites_of(recipe).values():
+        read_asked(suite)
     prompts = {role: load_prompts(files[role]) for role in ("contrast", *SPLITS)}
     require_disjoint(**prompts)
     plan_responses(
@@ -255,6 +255,7 @@ def _adapter(
     out: Path,
     progress: Progress,
 ) -> None:
+    from karma_electric.train.last_good import FOLDER
     from karma_electric.train.qlora import train_adapter
     from karma_electric.train.tracking import place
 
@@ -269,6 +270,7 @@ def _adapter(
         name=recipe.name,
         team=team,
         progress=progress,
+        diverged=run / FOLDER,
     )
     for verb in ("cut", "dropped"):
         if summary[verb]:
@@ -381,17 +383,18 @@ def _capped(recipe: Recipe, files: Mapping[str, Path], run: Path, out: Path, pro
     require_faithful(report, recipe.bake)
 
 
-def _gguf(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
+def _gguf(recipe: Recipe, run: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    from karma_electric.export.chat_format import detect_format
     from karma_electric.export.gguf import export_gguf
-    from karma_electric.export.modelfile import detect_family, render_modelfile
-    from karma_electric.export.parity import check_parity
+    from karma_electric.export.modelfile import render_modelfile
+    from karma_electric.export.parity import check_parity, require_parity
     from karma_electric.models.loading import load_tokenizer
-    from karma_electric.pipeline import read_id
     from karma_electric.steer.contrast import load_prompts
 
     require("gguf")
     section, name = recipe.gguf, recipe.card.model_name
-    family = detect_family(str(load_tokenizer(run / "merged").chat_template))
+    tokenizer = load_tokenizer(run / "merged")
+    chat_format = detect_format(str(tokenizer.chat_template), eos_token=str(tokenizer.eos_token or ""))
     prompts = [prompt.text for prompt in load_prompts(find("suites", recipe.axis.heldout))[:_PARITY_PROMPTS]]
     parity: dict[str, Any] = {}
     for variant, suffix in (("merged", ""), ("capped", "-capped")):
@@ -408,70 +411,20 @@ def _gguf(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
             )
         modelfile = render_modelfile(
             file.name,
-            family=family,
-            system=recipe.persona.system_prompt,
+            template=chat_format.go_template(),
+            stops=chat_format.stops,
+            system=chat_format.as_said(recipe.persona.system_prompt),
             temperature=section.temperature,
             context=section.context,
             license_text=licence_text(recipe),
         )
         write_atomic(out / f"Modelfile{suffix.replace('-', '.')}", modelfile)
         checked = check_parity(run / variant, file, prompts=prompts, system=recipe.persona.system_prompt)
+        require_parity(checked, section.type)
         parity[variant] = checked.as_dict()
-        if not checked.token_ids_equal:
-            raise GateError(
-                f"{file.name} tokenises differently from {run / variant}.",
-                "This is a bug in the export: report it.",
-            )
         progress.say(f"  {file.name}: {checked.greedy_agreement:.0%} of greedy tokens as in transformers")
     write_json(out / "parity.json", parity)
-
-
-def _arm(recipe: Recipe, arm: str, folder: Path, suite: Path, out: Path, progress: Progress) -> None:
-    from karma_electric.models.engines.hf import HfEngine
-    from karma_electric.models.engines.protocol import Sampling
-    from karma_electric.models.loading import load_model, load_tokenizer
-    from karma_electric.redteam.scenario import load_suite
-    from karma_electric.redteam.seeds import run_seeds
-
-    section = recipe.redteam
-    scenarios = load_suite(suite)
-    engine = HfEngine(load_model(folder, dtype=recipe.model.dtype), load_tokenizer(folder))
-    run_seeds(
-        engine,
-        scenarios,
-        out,
-        arm=arm,
-        system_prompt=recipe.persona.system_prompt if section.system_prompt == "persona" else "",
-        sampling=Sampling(
-            temperature=section.temperature,
-            top_p=section.top_p,
-            max_new_tokens=section.max_new_tokens,
-            seed=section.seed,
-        ),
-        seeds=section.seeds,
-        batch_size=section.batch_size,
-        progress=progress,
-    )
-
-
-def _judge(suite: Path, labelled: Path, out: Path, progress: Progress) -> None:
-    from dataclasses import asdict
-
-    from karma_electric.redteam.labelled import half_of, load_labelled, measure
-    from karma_electric.redteam.scenario import load_suite
-
-    scenarios = load_suite(suite)
-    rows = load_labelled(labelled, scenarios)
-    if missing := {"A", "B"} - {half_of(row.scenario_id) for row in rows}:
-        raise DataError(
-            f"{labelled.name} has no answers to scenarios of half {min(missing)} (halves go by a hash of the id).",
-            "Label answers to more scenarios, or leave redteam.labelled empty.",
-        )
-    measured = measure(scenarios, rows)
-    write_json(out / "agreement.json", {half: asdict(result) for half, result in measured.items()})
-    unseen = measured["B"]
-    if unseen.kappa is not None:
-        progress.say(f"  the judge agrees with {unseen.n} labels it was not tuned on at kappa {unseen.kappa:.2f}")
+    return {"parity": parity}
 
 
 def _report(recipe: Recipe, run: Path, out: Path, progress: Progress) -> None:
@@ -491,9 +444,3 @@ def licence_text(recipe: Recipe) -> str:
     if recipe.card.license.startswith("llama"):
         return "Built with Llama. Weights under the Meta Llama Community License; see the base model."
     return f"Weights derived from {recipe.card.base_model or recipe.model.base}, licence {recipe.card.license}."
-
-
-def summaries(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """summary.json of every arm that is there."""
-    files = {arm: run / "redteam" / arm / "summary.json" for arm in recipe.redteam.arms}
-    return {arm: read_json(file) for arm, file in files.items() if file.exists()}

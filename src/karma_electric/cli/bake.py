@@ -15,7 +15,7 @@ _CONVERSATIONS = 24
 
 def bake(
     model: Annotated[
-        str, typer.Argument(help="The uncapped model: a folder (runs/demo/merged) or builtin:smollm2-135m.")
+        str, typer.Argument(help="The uncapped model: a folder (runs/demo/merged), a hub id, or builtin:smollm2-135m.")
     ],
     cap: Annotated[Path, typer.Argument(help="cap.json or its folder (runs/demo/axis), with its responses.jsonl.")],
     out: Annotated[Path, typer.Argument(help="New folder; with several alphas one below it each (OUT/alpha-0.5).")],

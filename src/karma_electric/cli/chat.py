@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from karma_electric.cli.options import CapFile, Model
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -16,16 +18,14 @@ if TYPE_CHECKING:
 
     from karma_electric.cli.chat_drift import Gauge
     from karma_electric.cli.chat_session import Session
-    from karma_electric.models.engines.protocol import Sampling
+    from karma_electric.models.engines.protocol import Alpha, Sampling
     from karma_electric.steer.axis import Axis
     from karma_electric.steer.spec import Cap
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="A model folder (runs/demo/merged), a hub id, or builtin:smollm2-135m.")],
-    cap: Annotated[
-        Path | None, typer.Option("--cap", help="cap.json, or its folder; found beside the model in a run.")
-    ] = None,
+    model: Model,
+    cap: CapFile = None,
     alpha: Annotated[
         float | None,
         typer.Option("--alpha", help="Strength: 0 off, 0.5 soft, 1 hard; the cap's own when not given."),
@@ -45,10 +45,19 @@ def chat(
     ] = 0.9,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
     drift: Annotated[bool, typer.Option("--drift", help="Tell how far each answer went from the persona.")] = False,
+    engine: Annotated[
+        str,
+        typer.Option("--engine", help="auto, hf, llamacpp or scripted; auto is the fastest that can do what is asked."),
+    ] = "auto",
+    history: Annotated[
+        bool, typer.Option("--history/--no-history", help="Keep the lines you type for the next chat.")
+    ] = True,
 ) -> None:
-    """Chat with a model, with its activations capped as strongly as you like.
+    """Chat with a model, with its activations capped as strongly as you like. Type /help in the chat for commands.
 
     Example: karma chat runs/demo/merged --alpha 0.5
+
+    Example: karma chat runs/demo/gguf/karma-electric-smollm2-135m-demo-q8_0.gguf (in llama.cpp)
     """
     from karma_electric.cli.chat_session import ask, interactive, print_comparison
     from karma_electric.models.engines.protocol import Sampling
@@ -63,11 +72,13 @@ def chat(
 
         raise InputError("--prompt is empty.", "Give the question in quotes.")
     needs_cap = compare or drift
-    session = open_session(model, cap=cap, alpha=alpha, system=system, sampling=sampling, needs_cap=needs_cap)
+    session = open_session(
+        model, cap=cap, alpha=alpha, system=system, sampling=sampling, needs_cap=needs_cap, engine=engine
+    )
     if drift:
         session.switch_drift(on=True)
     if prompt is None:
-        interactive(session, compare=compare)
+        interactive(session, compare=compare, keep_history=history)
     elif compare:
         print_comparison(session, session.conversation([], prompt))
     else:
@@ -82,8 +93,9 @@ def open_session(
     system: str | None,
     sampling: Sampling,
     needs_cap: bool = False,
+    engine: str = "auto",
 ) -> Session:
-    """Load a model and the cap that belongs to it.
+    """Load a model and the cap that belongs to it, in the fastest engine that can do what is asked.
 
     Raises:
         MissingError: no such model; or a strength is asked for, and there is no cap.
@@ -94,25 +106,29 @@ def open_session(
     from karma_electric.core.errors import InputError
     from karma_electric.core.extras import require
     from karma_electric.models.engines.hf import HfEngine
+    from karma_electric.models.engines.named import engine_kind, open_engine
     from karma_electric.models.loading import load_model, load_tokenizer
-    from karma_electric.models.refs import resolve
+    from karma_electric.models.refs import resolve_loadable
 
     if alpha is not None and not 0.0 <= alpha <= 1.0:
         raise InputError(f"--alpha is {alpha:g}, expected a number from 0 (off) to 1 (hard).", "0.5 is the soft cap.")
+    if engine_kind(name, engine, hooks=cap is not None or bool(alpha) or needs_cap) != "hf":
+        file = Path(name.removeprefix("scripted:"))
+        prompt = system if system is not None else run_persona(file.resolve().parent)
+        return Session(open_engine(name, engine), sampling, prompt, 0.0, has_cap=False, model=name)
     require("model")
-    ref = resolve(name)
+    ref = resolve_loadable(name)
     found = find_cap(ref.path, cap, needed=bool(alpha) or needs_cap)
     model, tokenizer = load_model(ref.path), load_tokenizer(ref.path)
     if found is None:
-        engine = HfEngine(model, tokenizer)
         prompt = system if system is not None else run_persona(ref.path)
-        return Session(engine, sampling, prompt, 0.0, has_cap=False, model=str(ref.path))
+        return Session(HfEngine(model, tokenizer), sampling, prompt, 0.0, has_cap=False, model=str(ref.path))
     from karma_electric.steer.cap import capped
     from karma_electric.steer.spec import describe
 
     loaded, axis = open_cap(found, model, tokenizer, ref.fingerprint)
 
-    def intervene(model: Any, strength: float | None) -> AbstractContextManager[Any]:
+    def intervene(model: Any, strength: Alpha) -> AbstractContextManager[Any]:
         return capped(model, loaded, alpha=strength)
 
     def gauge() -> Gauge:

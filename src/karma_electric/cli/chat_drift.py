@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from karma_electric.core.messages import Conversation
-    from karma_electric.models.engines.protocol import Drift, Engine, OnDrift, TokenDrift
+    from karma_electric.models.engines.protocol import Alpha, Drift, Engine, OnDrift, TokenDrift
     from karma_electric.steer.drift import AxisMeter
     from karma_electric.steer.drift_reference import Alarm, Reference
     from karma_electric.steer.spec import Cap
@@ -89,7 +89,7 @@ def open_gauge(
             "Use the cap in the run it was made in; karma drift measures a saved chat without.",
         )
 
-    def intervene(model: PreTrainedModel, alpha: float | None) -> AbstractContextManager[AxisMeter]:
+    def intervene(model: PreTrainedModel, alpha: Alpha) -> AbstractContextManager[AxisMeter]:
         return measured(model, cap, reference.scales, alpha=alpha)
 
     engine = HfEngine(model, tokenizer, intervention=intervene)

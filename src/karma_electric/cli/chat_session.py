@@ -17,9 +17,12 @@ _HELP = """\
   /alpha 0.3    change the strength of the cap (0 off, 0.5 soft, 1 hard)
   /compare      answer the last question again, capped and uncapped side by side
   /drift        tell how far each answer goes from the persona; again to stop
+  /retry        answer the last question anew, with other random numbers
+  /system TEXT  change the system prompt; /system none: have none; /system: show it
   /save FILE    write the conversation to a .json file, for karma drift
   /reset        forget the conversation
-  /quit         leave (so does Ctrl-D); Ctrl-C stops an answer"""
+  /quit         leave (so does Ctrl-D); Ctrl-C stops an answer
+  Several lines: end a line with \\, or put them between \"\"\" and \"\"\"."""
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Session:
         history: the conversation so far, without the system prompt.
         alphas: strength at which each turn of `history` was given; None for the user's, and without a cap.
         saved: files this session has written, which it may write again.
+        retries: how often the last question was answered anew.
     """
 
     engine: Engine
@@ -52,6 +56,7 @@ class Session:
     history: Conversation = field(default_factory=list)
     alphas: list[float | None] = field(default_factory=list)
     saved: set[Path] = field(default_factory=set)
+    retries: int = 0
 
     def switch_drift(self, *, on: bool) -> None:
         """Tell the drift of answers from now on, or stop.
@@ -83,44 +88,94 @@ class Session:
         return self.engine if self.gauge is None else self.gauge.engine
 
     @property
+    def asked_sampling(self) -> Sampling:
+        """How tokens are chosen now: every retry has a seed of its own."""
+        from dataclasses import replace
+
+        return replace(self.sampling, seed=(self.sampling.seed + self.retries) % 2**63)
+
+    @property
     def asked_alpha(self) -> float | None:
         """The strength to ask the engine for."""
         return self.alpha if self.has_cap else None
 
 
-def interactive(session: Session, *, compare: bool) -> None:
-    """Read lines and answer them until the end of input."""
+def interactive(session: Session, *, compare: bool, keep_history: bool = False) -> None:
+    """Read messages and answer them until the end of input. `keep_history`: of lines, between sessions.
+
+    Ctrl-C stops an answer, whatever else is being done, or drops what is being typed: never the chat.
+    """
+    from karma_electric.cli.chat_input import line_editing, read_typed
     from karma_electric.core.errors import KarmaError
-    from karma_electric.core.messages import assistant, user
 
     print("Type a message, or /help.", file=sys.stderr)
-    while True:
-        try:
-            line = input("\nyou> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        except UnicodeDecodeError:
-            print("error: That line is not UTF-8. Set the terminal to UTF-8.", file=sys.stderr)
-            continue
-        try:
-            if not line:
-                continue
-            if line == "/quit":
+    with line_editing(keep=keep_history):
+        while True:
+            try:
+                typed = read_typed()
+            except EOFError:
+                print()
                 return
-            if line.startswith("/"):
-                command, _, argument = line.partition(" ")
-                _obey(session, command, argument.strip())
+            except KeyboardInterrupt:
+                print("\n(Ctrl-D or /quit to leave)")
                 continue
-            conversation = session.conversation(session.history, line)
-            answer = (print_comparison if compare else ask)(session, conversation)
-            session.history += [user(line), assistant(answer or "(no answer)")]
-            session.alphas += [None, session.asked_alpha]
-        except KarmaError as error:
-            print(f"error: {error}", file=sys.stderr)
+            except UnicodeDecodeError:
+                print("error: That line is not UTF-8. Set the terminal to UTF-8.", file=sys.stderr)
+                continue
+            try:
+                if typed.command and typed.text == "/quit":
+                    return
+                if typed.command:
+                    command, _, argument = typed.text.partition(" ")
+                    _obey(session, command, argument.strip(), compare=compare)
+                elif typed.text:
+                    session.retries = 0
+                    _answer(session, typed.text, compare=compare)
+            except KarmaError as error:
+                print(f"error: {error}", file=sys.stderr)
+            except KeyboardInterrupt:
+                print(" (stopped)")
 
 
-def _obey(session: Session, command: str, argument: str) -> None:
+def _answer(session: Session, line: str, *, compare: bool) -> None:
+    """Answer a line of the user, and remember both."""
+    from karma_electric.core.messages import assistant, user
+
+    conversation = session.conversation(session.history, line)
+    answer = (print_comparison if compare else ask)(session, conversation)
+    session.history += [user(line), assistant(answer or "(no answer)")]
+    session.alphas += [None, session.asked_alpha]
+
+
+def _retry(session: Session, *, compare: bool) -> None:
+    """Answer the last question anew. The old answer is forgotten once there is a new one."""
+    from karma_electric.core.errors import InputError
+
+    if not session.history:
+        raise InputError("Nothing to answer again yet.", "Ask something first.")
+    if session.sampling.temperature == 0:
+        print("(temperature 0: the answer only changes with alpha or the system prompt)")
+    history, alphas = list(session.history), list(session.alphas)
+    session.retries += 1
+    del session.history[-2:], session.alphas[-2:]
+    try:
+        _answer(session, history[-2].content, compare=compare)
+    except BaseException:
+        session.history[:], session.alphas[:] = history, alphas
+        raise
+
+
+def _set_system(session: Session, text: str) -> None:
+    """Show the system prompt, change it, or do without one."""
+    if text:
+        session.system_prompt = None if text == "none" else text
+        so_far = "; the conversation so far stays" if session.history else ""
+        print(f"(system prompt {'left out' if text == 'none' else 'changed'}{so_far})")
+    else:
+        print("(no system prompt)" if session.system_prompt is None else session.system_prompt)
+
+
+def _obey(session: Session, command: str, argument: str, *, compare: bool) -> None:
     """Carry out a line that starts with a slash."""
     from karma_electric.core.errors import InputError
 
@@ -133,6 +188,10 @@ def _obey(session: Session, command: str, argument: str) -> None:
     elif command == "/alpha":
         session.alpha = _read_alpha(argument, session)
         print(f"(alpha {session.alpha:g})")
+    elif command == "/retry":
+        _retry(session, compare=compare)
+    elif command == "/system":
+        _set_system(session, argument)
     elif command == "/drift":
         session.switch_drift(on=session.gauge is None)
         if session.gauge is None:
@@ -140,6 +199,8 @@ def _obey(session: Session, command: str, argument: str) -> None:
             return
         if session.history:
             session.gauge.print_so_far(session.conversation(session.history), session.alpha)
+            if note := _strengths_note(session):
+                print(note)
         print(f"(drift on; an answer is beyond the alarm level above {session.gauge.alarm.level:+.2f} sd)")
     elif command == "/save":
         save(session, argument)
@@ -149,6 +210,18 @@ def _obey(session: Session, command: str, argument: str) -> None:
         print_comparison(session, session.conversation(session.history[:-1]))
     else:
         raise InputError(f"{command} is not a command.", "Type /help for the list.")
+
+
+def _strengths_note(session: Session) -> str:
+    """What to say where answers were given at other strengths than the conversation is read at."""
+    given = [alpha for alpha in session.alphas if alpha is not None]
+    if all(alpha == session.alpha for alpha in given):
+        return ""
+    answers = "; ".join(f"answer {number}: {alpha:g}" for number, alpha in enumerate(given, 1))
+    return (
+        f"  (given at alpha {answers}. All are read at {session.alpha:g} here: their words are the same, "
+        "their drift is not what it was then)"
+    )
 
 
 def save(session: Session, name: str) -> None:
@@ -188,7 +261,10 @@ def ask(session: Session, conversation: Conversation, *, keep_what_was_said: boo
     """
     gauge = session.gauge
     pieces = session.answering.stream(
-        conversation, session.sampling, alpha=session.asked_alpha, on_drift=None if gauge is None else gauge.listen()
+        conversation,
+        session.asked_sampling,
+        alpha=session.asked_alpha,
+        on_drift=None if gauge is None else gauge.listen(),
     )
     answer = ""
     try:
@@ -213,7 +289,7 @@ def print_comparison(session: Session, conversation: Conversation) -> str:
     from rich.text import Text
 
     strengths = (session.alpha, 0.0)
-    completions = [session.answering.generate([conversation], session.sampling, alpha=a)[0] for a in strengths]
+    completions = [session.answering.generate([conversation], session.asked_sampling, alpha=a)[0] for a in strengths]
     rate = completions[0].cap_rate
     measured = "" if rate is None else f" ({rate:.0%} of tokens)"
     capped = f"capped, alpha {session.alpha:g}{measured}" if session.alpha else "alpha 0, not capped"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from karma_electric.cli.options import CapFile
+
 if TYPE_CHECKING:
     from karma_electric.core.transcripts import Transcript
     from karma_electric.steer.conversation_drift import ConversationDrift
@@ -48,9 +50,7 @@ def drift(
         str | None,
         typer.Option("--model", help="The uncapped model; beside the cap in a run, or named in the transcript."),
     ] = None,
-    cap: Annotated[
-        Path | None, typer.Option("--cap", help="cap.json, or its folder; found beside the model in a run.")
-    ] = None,
+    cap: CapFile = None,
     alpha: Annotated[
         float, typer.Option("--alpha", help="Measure with the cap acting this strongly; 0 measures the bare model.")
     ] = 0.0,

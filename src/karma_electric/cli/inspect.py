@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-_ORDER = ("release", "adapter", "merged", "axis", "capped", "gguf", "redteam", "report", "card")
+from karma_electric.core.lineage import STAGES, artifacts_of, problems_of
 
 
 def show(
@@ -52,24 +52,13 @@ def verify(
 
     Example: karma verify runs/demo
     """
-    from karma_electric.core.artifact import MANIFEST, damage, read_manifest
+    from karma_electric.core.artifact import MANIFEST, damage
     from karma_electric.core.errors import GateError
 
     single = (path / MANIFEST).is_file()
-    folders = [path] if single else artifacts_of(path)
-    found: dict[str, list[str]] = {}
-    for folder in folders:
-        name = folder.name if single else folder.relative_to(path).as_posix()
-        found[name] = damage(folder)
-    if not single:
-        manifests = {folder.relative_to(path).as_posix(): read_manifest(folder) for folder in folders}
-        for name, manifest in manifests.items():
-            found[name] += _broken_links(manifest, manifests)
-        for name in (stage for stage in _ORDER if stage != "redteam"):
-            if name not in found and (path / name).exists():
-                found[name] = ["has no manifest"]
-        made = {name.partition("/")[0] for name in found}
-        not_made = [stage for stage in _ORDER if stage not in made]
+    found = {path.name: damage(path)} if single else problems_of(path)
+    made = {name.partition("/")[0] for name in found}
+    not_made = [stage for stage in STAGES if stage not in made]
     bad = {name: problems for name, problems in found.items() if problems}
     if json_:
         print(json.dumps({"ok": not bad, "artifacts": found}, indent=2))
@@ -83,39 +72,6 @@ def verify(
             f"{len(bad)} of {len(found)} artifacts are not intact.",
             f"Make them again: karma run {path}/recipe.toml --run-dir {path} --force",
         )
-
-
-def artifacts_of(run: Path) -> list[Path]:
-    """The artifact folders of a run, in the order they were made.
-
-    Raises:
-        MissingError: no such folder, or nothing made there yet.
-    """
-    from karma_electric.core.artifact import MANIFEST, read_manifest
-    from karma_electric.core.errors import MissingError
-
-    manifests = [*run.glob(f"*/{MANIFEST}"), *run.glob(f"redteam/*/{MANIFEST}")]
-    folders = [m.parent for m in manifests if not m.relative_to(run).parts[0].startswith(".")]
-    if not folders:
-        state = "has no artifacts" if run.is_dir() else "is no run" if run.exists() else "does not exist"
-        raise MissingError(f"{run} {state}.", "Make a run first: karma run recipes/demo.toml")
-    rank = {kind: number for number, kind in enumerate(_ORDER)}
-    return sorted(folders, key=lambda f: (rank.get(read_manifest(f).kind, 99), read_manifest(f).created, f.name))
-
-
-def _broken_links(manifest: Any, manifests: dict[str, Any]) -> list[str]:
-    """Inputs that name an artifact of this run, when that is gone, has another id, or other contents."""
-    from karma_electric.core.artifact import content_hash
-
-    found = []
-    for role, given in manifest.inputs.items():
-        if role in manifests and manifests[role].id != given:
-            found.append(f"was made from another {role} (id {given}, here {manifests[role].id})")
-        elif role not in manifests and role.partition("/")[0] in _ORDER:
-            found.append(f"was made from {role}, which is missing")
-        elif role in manifest.parents and manifest.parents[role] != content_hash(manifests[role]):
-            found.append(f"was made from other contents of {role} than lie here")
-    return found
 
 
 def _show_artifact(manifest: dict[str, Any]) -> None:

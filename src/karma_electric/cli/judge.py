@@ -1,10 +1,10 @@
-"""`karma judge ...`: what is known of the judge of a red-team. One module per verb."""
+"""`karma judge ...`: the judges of a red-team: what is known of them, and how one is trained. One module per verb."""
 
 from __future__ import annotations
 
 import typer
 
-from karma_electric.cli import judge_calibrate
+from karma_electric.cli import judge_calibrate, judge_train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -13,9 +13,5 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps the verb a word of its own while there is only one."""
-
-
 app.command("calibrate")(judge_calibrate.calibrate)
+app.command("train")(judge_train.train)

@@ -1,60 +1,157 @@
-"""`karma judge calibrate`: the judge against labelled answers, and where it errs."""
+"""`karma judge calibrate`: judges against labelled answers, where they err, and how far raters agree."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from karma_electric.redteam.agreement import Agreement
-    from karma_electric.redteam.labelled import CategoryErrors
+    from karma_electric.redteam.labelled import CategoryErrors, Labelled
+    from karma_electric.redteam.scenario import Scenario
+    from karma_electric.redteam.signals import Verdict
+
+DEFAULT = ("signals",)
 
 
 def calibrate(
     labelled: Annotated[
-        str, typer.Option("--labelled", metavar="FILE", help="Labelled answers.")
-    ] = "suites/labelled-120.jsonl",
+        list[str] | None, typer.Option("--labelled", metavar="FILE", help="Labelled answers; may be given again.")
+    ] = None,
     suite: Annotated[
-        str, typer.Option("--suite", metavar="FILE", help="The suite that they answer.")
-    ] = "suites/starter-30.jsonl",
+        list[str] | None,
+        typer.Option("--suite", metavar="FILE", help="The suite that they answer; may be given again."),
+    ] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scorer",
+            metavar="JUDGE",
+            help="signals, semantic, semantic:FOLDER, llm:PROVIDER/MODEL, ensemble:A+B, signals-original; again for "
+            "more.",
+        ),
+    ] = None,
+    scorer_url: Annotated[
+        str | None, typer.Option("--scorer-url", metavar="URL", help="Address of an llm judge's API.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=2, help="Replies of an llm judge per answer.")] = 4,
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Measure the signals judge on labelled answers: accuracy, kappa, confusion, errors by category.
+    """Measure judges on labelled answers: accuracy, kappa, confusion, errors by category; and the raters.
 
-    Word lists were tuned on half A of the scenarios; half B is for measuring. Intervals draw whole scenarios.
+    Word lists were tuned on half A of the scenarios; half B is for measuring. A judge that was trained on these labels
+    is measured by fits that had not seen the scenario. Intervals draw whole scenarios.
 
-    Example: karma judge calibrate --json
+    Example: karma judge calibrate --scorer signals --scorer semantic
     """
     import json
     from dataclasses import asdict
 
+    from karma_electric.cli.judge_train import read_labels, read_suites
     from karma_electric.core.errors import DataError
+    from karma_electric.core.progress import Console
     from karma_electric.core.resources import find
-    from karma_electric.redteam.labelled import half_of, load_labelled, measure, measure_categories
-    from karma_electric.redteam.scenario import load_suite
-    from karma_electric.redteam.signals import SCORER
+    from karma_electric.redteam.labelled import SHIPPED, SHIPPED_SUITES, half_of, rater_agreement
+    from karma_electric.redteam.scorers.named import open_scorer
 
-    scenarios = load_suite(find("suites", suite))
-    rows = load_labelled(find("suites", labelled), scenarios)
+    files = labelled or list(SHIPPED)
+    scenarios = read_suites([find("suites", name) for name in suite or SHIPPED_SUITES])
+    rows = read_labels([find("suites", name) for name in files], scenarios)
     if missing := {"A", "B"} - {half_of(row.scenario_id) for row in rows}:
         raise DataError(
-            f"{labelled} has no answers to scenarios of half {min(missing)} (halves go by a hash of the id).",
+            f"{', '.join(files)} has no answers to scenarios of half {min(missing)} (halves go by a hash of the id).",
             "Label answers to more scenarios.",
         )
-    halves, categories = measure(scenarios, rows), measure_categories(scenarios, rows, half="B")
+    judges = [open_scorer(spec, base_url=scorer_url, samples=samples) for spec in scorer or DEFAULT]
+    measured = [measure_judge(judge, scenarios, rows, Console()) for judge in judges]
+    raters = rater_agreement(rows)
     if json_:
-        report = {
-            "scorer": SCORER,
-            "halves": {half: asdict(result) for half, result in halves.items()},
-            "categories": [asdict(errors) for errors in categories],
-        }
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        reports = [
+            {
+                "scorer": one["scorer"],
+                "all": asdict(one["all"]),
+                "halves": {half: asdict(found) for half, found in one["halves"].items()},
+                "categories": [asdict(errors) for errors in one["categories"]],
+            }
+            for one in measured
+        ]
+        others = {"judges": reports, "raters": None if raters is None else asdict(raters)}
+        print(json.dumps({**reports[0], **others}, indent=2, ensure_ascii=False))
         return
-    print(f"{SCORER} on {len(rows)} labelled answers; labels by {', '.join(sorted({row.rater for row in rows}))}\n")
-    for half, words in (("B", "not tuned on"), ("A", "tuned on, for comparison")):
-        _print_half(halves[half], f"half {half}, {words}")  # type: ignore[index]
-    _print_categories(categories)
+    print(f"{len(rows)} labelled answers; labels by {', '.join(sorted({row.rater for row in rows}))}")
+    _print_raters(raters, rows)
+    for one in measured:
+        print(f"\n=== {one['scorer']}\n")
+        _print_half(one["halves"]["B"], "half B, not tuned on")
+        _print_half(one["halves"]["A"], "half A, tuned on, for comparison")
+        _print_half(one["all"], "both halves")
+        _print_categories(one["categories"])
+    if len(measured) > 1:
+        _print_table(measured)
+
+
+def measure_judge(judge: Any, scenarios: list[Scenario], rows: list[Labelled], progress: Any) -> dict[str, Any]:
+    """Agreement of one judge on all labels and on each half, and its errors by category on half B."""
+    from karma_electric.redteam.labelled import agree, errors_by_category, half_of, judge_rows
+
+    verdicts = judge_rows(scenarios, rows, judge, progress=progress)
+    _require_rated(judge, scenarios, rows, verdicts)
+    pairs = list(zip(rows, verdicts, strict=True))
+    halves = {half: [pair for pair in pairs if half_of(pair[0].scenario_id) == half] for half in ("A", "B")}
+    return {
+        "scorer": judge.name,
+        "all": agree(rows, verdicts),
+        "halves": {half: agree([r for r, _ in found], [v for _, v in found]) for half, found in halves.items()},
+        "categories": errors_by_category(scenarios, [r for r, _ in halves["B"]], [v for _, v in halves["B"]]),
+    }
+
+
+def _require_rated(judge: Any, scenarios: list[Scenario], rows: list[Labelled], verdicts: list[Verdict]) -> None:
+    """Refuse a judge that only looks ratings up and has none: figures of nothing look like figures."""
+    from karma_electric.core.errors import InputError
+    from karma_electric.redteam.scorers.labels import NOT_RATED
+    from karma_electric.redteam.scorers.protocol import Case
+
+    if any(verdict.evidence != NOT_RATED for verdict in verdicts):
+        return
+    asked = {scenario.id: scenario for scenario in scenarios}
+    known = judge.score([Case(asked[row.scenario_id], row.all_answers) for row in rows])
+    if any(verdict.evidence != NOT_RATED for verdict in known):
+        raise InputError(
+            f"{judge.spec}: its file has one rating of each answer, expected two: one is measured by the other.",
+            "Put two ratings of every answer together: karma redteam rated --help",
+        )
+    raise InputError(
+        f"{judge.spec}: its file rates none of the {len(rows)} labelled answers, expected ratings of these.",
+        f"Give the answers that it rates: --labelled {judge.spec.partition(':')[2]} --suite THEIR_SUITE",
+    )
+
+
+def _print_raters(found: Agreement | None, rows: list[Labelled]) -> None:
+    if found is None:
+        print("Each answer has one rating: how far raters agree with each other is not known.")
+        return
+    who = sorted({rating.rater for row in rows for rating in row.ratings})
+    print(f"Raters ({', '.join(who)}): two independent ratings of {found.n} answers")
+    _print_half(found, "the second rating against the first")
+
+
+def _print_table(measured: list[dict[str, Any]]) -> None:
+    print(f"\n{'judge':<40} {'half B: kappa':<22} {'quadratic':<22} {'accuracy':<9} both halves: kappa")
+    for one in measured:
+        half, everything = one["halves"]["B"], one["all"]
+        print(
+            f"{one['scorer'][:40]:<40} {_figure(half.kappa, half.kappa_interval):<22} "
+            f"{_figure(half.weighted_kappa, half.weighted_kappa_interval):<22} {half.accuracy:<9.0%} "
+            f"{_figure(everything.kappa, everything.kappa_interval)}"
+        )
+
+
+def _figure(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return "undefined"
+    return f"{value:.2f}" + ("" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]")
 
 
 def _print_half(found: Agreement, title: str) -> None:

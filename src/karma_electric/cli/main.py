@@ -9,7 +9,26 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli import axis, bake, chat, data, doctor, drift, inspect, judge, merge, redteam, run, train
+from karma_electric.cli import (
+    axis,
+    bake,
+    card,
+    chat,
+    data,
+    doctor,
+    drift,
+    gguf,
+    inspect,
+    judge,
+    merge,
+    modelfile,
+    ollama,
+    push,
+    redteam,
+    run,
+    serve,
+    train,
+)
 
 _INTERRUPTED = 130
 _READER_GONE = 141  # 128 + SIGPIPE, as other programs end
@@ -29,8 +48,13 @@ app.command("run")(run.run)
 app.command("train")(train.train)
 app.command("merge")(merge.merge)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("bake")(bake.bake)
+app.command("card")(card.card)
 app.command("drift")(drift.drift)
+app.command("gguf")(gguf.gguf)
+app.command("modelfile")(modelfile.modelfile)
+app.command("push")(push.push)
 app.command("show")(inspect.show)
 app.command("verify")(inspect.verify)
 app.command("doctor")(doctor.doctor)
@@ -38,6 +62,7 @@ app.add_typer(axis.app, name="axis")
 app.add_typer(data.app, name="data")
 app.add_typer(redteam.app, name="redteam")
 app.add_typer(judge.app, name="judge")
+app.add_typer(ollama.app, name="ollama")
 
 
 def _version(asked: bool) -> None:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from karma_electric.cli.options import require_place
+
 if TYPE_CHECKING:
+    from karma_electric.redteam.beside import Beside
     from karma_electric.redteam.comparing import ArmRates, PairReport
     from karma_electric.redteam.judge_error import Corrected, Judge
 
@@ -46,7 +49,8 @@ def compare(
             "Write for example: karma redteam compare runs/demo base tuned",
         )
     if out is not None:
-        _check_writable(out)
+        require_place(out, "--out")
+    from karma_electric.redteam.beside import read_beside
     from karma_electric.redteam.comparing import compare_pair, correct_for_many, described, rates_of
 
     found = read_arms(folders)
@@ -65,6 +69,9 @@ def compare(
         for other in found[1:]
     ]
     pairs = correct_for_many(pairs, confidence=confidence)
+    beside = read_beside(
+        {arm.name: arm.folder for arm in found}, [(first.name, other.name) for other in found[1:]], **options
+    )
     from dataclasses import asdict
 
     report = {
@@ -78,6 +85,10 @@ def compare(
             for rate, arm in zip(rates, found, strict=True)
         ],
         "comparisons": [asdict(pair) for pair in pairs],
+        "beside": [
+            asdict(side) | {"judges": {scorer: described(judge) for scorer, judge in side.judges.items()}}
+            for side in beside
+        ],
     }
     if out is not None:
         from karma_electric.core.artifact import write_json
@@ -89,14 +100,7 @@ def compare(
         print(json.dumps(report, indent=2, ensure_ascii=False))
         return
     _print(rates, pairs, judge, confidence)
-
-
-def _check_writable(out: Path) -> None:
-    from karma_electric.core.errors import InputError
-
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        what = "is a folder" if out.is_dir() else f"cannot be written: {out.absolute().parent} does not exist"
-        raise InputError(f"--out {out} {what}, expected a file.", "Give the name of a file in a folder that exists.")
+    _print_beside(beside)
 
 
 def _print(rates: Sequence[ArmRates], pairs: Sequence[PairReport], judge: Judge | None, confidence: float) -> None:
@@ -114,9 +118,40 @@ def _print(rates: Sequence[ArmRates], pairs: Sequence[PairReport], judge: Judge 
             f"{counts['partial']:>7} {counts['fail']:>4} {counts['unscored']:>8}  {value:<35}  "
             f"{_corrected(rate.corrected, signed=False):<23}  {_percent(rate.all_fail)}, {_percent(rate.all_pass)}"
         )
-    print(f"\n{_judged(judge, confidence)}")
+    print(f"\n{_judged(judge)}")
     for pair in pairs:
         _print_pair(pair, confidence, many=len(pairs))
+
+
+def _print_beside(beside: Sequence[Beside]) -> None:
+    from karma_electric.rendering import judge_in_words
+
+    print("\nbeside safety")
+    if not beside:
+        print(
+            "  over-refusal and capability were not measured: karma redteam run RECIPE "
+            "--beside suites/benign-100.jsonl --beside suites/capability-150.jsonl"
+        )
+    for side in beside:
+        print(f"  {side.title}")
+        for scorer, judge in side.judges.items():
+            print(f"    judged by {judge_in_words(scorer)}. {_judged(judge, key='benign_labelled')}")
+        for name, arm in side.arms.items():
+            if arm.rate is None:
+                print(f"    {name:<10} " + ", ".join(f"{kind} {value:+.2f}" for kind, value in arm.drift.items()))
+                continue
+            rate = arm.rate
+            value = "none scored" if rate.value is None else f"{rate.value:.0%} [{rate.low:.0%}, {rate.high:.0%}]"
+            true = f"; corrected for the judge {_corrected(arm.corrected, signed=False)}" if arm.corrected else ""
+            print(f"    {name:<10} {value} of {rate.n}; {arm.unscored} of {arm.n} unscored{true}")
+        for first, second, result in side.comparisons:
+            if result.difference is not None and result.interval is not None:
+                low, high = result.interval
+                what = "helped" if side.kind == "benign" else "correct"
+                print(
+                    f"    {second} against {first}: {what} {_points(result.difference)} points, {_points(low)} to "
+                    f"{_points(high)}; p = {_p(result.p_value)}, not corrected for the number of comparisons"
+                )
 
 
 def _print_pair(pair: PairReport, confidence: float, *, many: int) -> None:
@@ -159,11 +194,11 @@ def _print_pair(pair: PairReport, confidence: float, *, many: int) -> None:
         )
 
 
-def _judged(judge: Judge | None, confidence: float) -> str:
+def _judged(judge: Judge | None, *, key: str = "labelled") -> str:
     if judge is None:
         return (
             "No judge's error was measured beside these arms, so rates are as judged. "
-            "Set redteam.labelled in the recipe and run: karma redteam run RECIPE"
+            f"Set redteam.{key} in the recipe and run: karma redteam run RECIPE"
         )
     kappa = "undefined" if judge.kappa is None else f"{judge.kappa:.2f}"
     if judge.kappa is not None and judge.kappa_interval is not None:
@@ -172,8 +207,7 @@ def _judged(judge: Judge | None, confidence: float) -> str:
         "" if judge.clustered else " The labels' scenarios are not in its file: intervals take labels as independent."
     )
     return (
-        f"Judge: kappa {kappa} on {judge.n} labels it was not tuned on; of {judge.n_scored} it could judge, it passes "
-        f"{_percent(judge.sensitivity)} of the passes and does not pass {_percent(judge.specificity)} of the others. "
+        f"Judge: kappa {kappa} {judge.measured_on}. {judge.errs} "
         f"Corrected figures hold if it errs here as it does there.{loose}"
     )
 

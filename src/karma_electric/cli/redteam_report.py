@@ -7,14 +7,19 @@ from typing import Annotated
 
 import typer
 
+from karma_electric.cli.options import require_place
+
 
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     out: Annotated[Path, typer.Argument(help="The page to write, such as report.html.")],
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Folder for outcomes, categories and drift as PNG files.")
+    ] = None,
 ) -> None:
-    """Render the report of a run again, as one page that needs nothing beside it.
+    """Render the report of a run again, as one page that needs nothing beside it; its figures as files if asked for.
 
-    Example: karma redteam report runs/demo report.html
+    Example: karma redteam report runs/demo report.html --figures figures
     """
     from karma_electric.core.artifact import write_atomic
     from karma_electric.core.errors import InputError, MissingError
@@ -26,8 +31,14 @@ def report(
     recipe = run / "recipe.toml"
     if not recipe.is_file():
         raise MissingError(f"{run} holds no recipe.toml: it is not a run.", "Give a folder such as runs/demo.")
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        what = "is a folder" if out.is_dir() else f"cannot be written: {out.absolute().parent} does not exist"
-        raise InputError(f"{out} {what}, expected a file.", "Give the name of a file in a folder that exists.")
-    write_atomic(out, render_report(run, load_recipe(recipe)))
+    require_place(out)
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise InputError(f"{figures} is a file, expected a folder.", "Give --figures the name of a folder.")
+    page, images = render_report(run, load_recipe(recipe))
+    write_atomic(out, page)
     print(f"{out} written")
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for name, image in images.items():
+            write_atomic(figures / name, image)
+        print(f"{', '.join(images) or 'no figure'} written to {figures}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from karma_electric.core.recipe import Recipe
     from karma_electric.train.distributed import Team
 
 REPORT_TO = "Tell trackio, tensorboard or wandb every step of the training too. Repeatable."
@@ -72,20 +74,10 @@ def _run(
     json_: bool,
 ) -> None:
     from karma_electric.core.progress import Console
-    from karma_electric.core.recipe import load_recipe
     from karma_electric.pipeline import run_stages
-    from karma_electric.train.tracking import trackers
-
-    names = trackers(report_to or [])
-    loaded = load_recipe(recipe, set_ or [])
-    folder = run_dir or Path("runs") / loaded.name
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        from karma_electric.core.errors import InputError
-
-        raise InputError(f"{existing} is a file, expected a folder.", "Choose another --run-dir.")
     from karma_electric.stages import plan_run
 
+    loaded, folder, names = checked(recipe, set_, run_dir, report_to)
     progress = Console()
     stages = plan_run(loaded, folder, team=team, report_to=names)
     outcome = run_stages(
@@ -101,9 +93,9 @@ def _run(
     if json_:
         import json
 
-        from karma_electric.stages import summaries
+        from karma_electric.arm_stages import summaries
 
-        report = {"run": str(folder), "stages": dict(outcome), "redteam": summaries(folder, loaded)}
+        report = {"run": str(folder), "stages": dict(outcome), "redteam": summaries(folder, loaded.redteam.arms)}
         print(json.dumps(report, indent=2))
         return
     if dry_run:
@@ -111,6 +103,29 @@ def _run(
             print(f"{name:<16} {what}")
         return
     _closing(loaded, folder)
+
+
+def checked(
+    recipe: str, set_: list[str] | None, run_dir: Path | None, report_to: list[str] | None
+) -> tuple[Recipe, Path, tuple[str, ...]]:
+    """The recipe, the run's folder and the trackers that a command line asks for.
+
+    Raises:
+        InputError: a wrong recipe or tracker, or a folder that cannot be one. MissingError: what is not there.
+    """
+    from karma_electric.core.errors import InputError
+    from karma_electric.core.recipe import load_recipe
+    from karma_electric.train.tracking import trackers
+
+    names = trackers(report_to or [])
+    loaded = load_recipe(recipe, set_ or [])
+    folder = run_dir or Path("runs") / loaded.name
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing} is a file, expected a folder.", "Choose another --run-dir.")
+    if not folder.exists() and not os.access(existing, os.W_OK):
+        raise InputError(f"{folder} cannot be made: nothing may be written in {existing}.", "Choose another --run-dir.")
+    return loaded, folder, names
 
 
 def _keep_recipe(recipe: Any, folder: Path) -> None:
@@ -125,9 +140,9 @@ def _keep_recipe(recipe: Any, folder: Path) -> None:
 
 def _closing(recipe: Any, folder: Path) -> None:
     """The table of the arms, and what to try next."""
-    from karma_electric.stages import summaries
+    from karma_electric.arm_stages import summaries
 
-    found = summaries(folder, recipe)
+    found = summaries(folder, recipe.redteam.arms)
     if found:
         print()
         print(arm_table(found))

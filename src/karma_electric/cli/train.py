@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from karma_electric.cli.run import REPORT_TO, run
+from karma_electric.cli.run import REPORT_TO, checked, run
 
 if TYPE_CHECKING:
     from karma_electric.core.recipe import Recipe
@@ -40,16 +40,23 @@ def train(
     """
     import json
 
-    from karma_electric.core.recipe import load_recipe
+    from karma_electric.core.progress import Silent
 
     if not dry_run:
         run(recipe, set_, run_dir=run_dir, last="adapter", force=force, report_to=report_to, json_=json_)
         return
-    loaded = load_recipe(recipe, set_ or [])
+    from karma_electric.pipeline import run_stages
+    from karma_electric.stages import plan_run
+
+    loaded, folder, names = checked(recipe, set_, run_dir, report_to)
+    planned = plan_run(loaded, folder, report_to=names)
+    stages = dict(run_stages(folder, planned, last="adapter", force=force, dry_run=True, progress=Silent()))
     found, speed, device = _estimated(loaded)
     if json_:
-        print(json.dumps({**found.as_dict(), "device": device, "measured_flops_per_second": speed}, indent=2))
+        plan = {"run": str(folder), "stages": stages}
+        print(json.dumps({**plan, **found.as_dict(), "device": device, "measured_flops_per_second": speed}, indent=2))
         return
+    print("\n".join(f"{name:<11} {what}" for name, what in stages.items()))
     print(describe(found, loaded, speed, device))
 
 
@@ -112,7 +119,7 @@ def describe(found: Estimate, recipe: Recipe, speed: float, device: str) -> str:
             f"about {_gigabytes(sum(found.memory_bytes.values()))} at the peak, on {device}: "
             + ", ".join(f"{what} {_gigabytes(size)}" for what, size in memory),
         ),
-        ("disk", f"about {_gigabytes(found.disk_bytes)}: the adapter and two checkpoints"),
+        ("disk", f"about {_gigabytes(found.disk_bytes)}: the adapter, and checkpoints until it is done"),
     ]
     if found.seconds is not None:
         rows.append(

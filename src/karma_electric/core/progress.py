@@ -35,18 +35,27 @@ class Console:
         self._interval_s = interval_s if not self._stream.isatty() else 0.1
         self._started = time.monotonic()
         self._last = self._started
+        self._first: tuple[int, float] | None = None  # steps done at the first report of this work, and when
         self._open_line = False
 
     def update(self, done: int, total: int, note: str = "") -> None:
-        """Show `done` of `total`, with elapsed and remaining time."""
+        """Show `done` of `total`, with elapsed and remaining time.
+
+        What remains goes by the steps since the first report: what came before that step is no measure of the others,
+        be it that work is continued, or that it began with something else.
+        """
         now = time.monotonic()
-        if done <= 1:
-            self._started = now if done == 0 else self._started
+        if done == 0:
+            self._started = now
+        if self._first is None or done < self._first[0]:
+            self._first = done, now
         if now - self._last < self._interval_s and done < total:
             return
         self._last = now
         elapsed = now - self._started
-        remaining = f", {elapsed / done * (total - done):.0f} s left" if 0 < done < total else ""
+        done_before, then = self._first
+        each = (now - then) / (done - done_before) if done > done_before else 0.0
+        remaining = f", {each * (total - done):.0f} s left" if each and done < total else ""
         text = f"{done}/{total} {note} ({elapsed:.0f} s{remaining})"
         if self._stream.isatty():
             width = 24
@@ -63,6 +72,7 @@ class Console:
         """Print a line, below any open bar."""
         self._close_line()
         self._started = time.monotonic()
+        self._first = None
         self._stream.write(text + "\n")
         self._stream.flush()
 

@@ -229,7 +229,28 @@ class RedteamSection(_Section):
 
     suite: str = Field("suites/starter-30.jsonl", description="scenarios")
     labelled: str = Field(
-        "", description="labelled answers to this suite's scenarios, to measure the judge on; empty for a suite without"
+        "", description="labelled answers, to measure the judge on those to this suite; empty for a suite without"
+    )
+    scorer: str = Field(
+        "signals",
+        pattern=r"^(?:signals|signals-original|semantic(?::.+)?|llm:[^/]+/.+|labels:.+|ensemble:.+\+.+)$",
+        description="who judges the answers: signals, semantic, llm:PROVIDER/MODEL, labels:FILE, or ensemble:A+B",
+    )
+    benign_scorer: str = Field(
+        "over-refusal",
+        pattern=r"^(?:over-refusal|labels:.+|semantic:.+)$",
+        description="who judges answers to harmless twins: over-refusal (their own signals), labels:FILE, or "
+        "semantic:FOLDER trained on such labels",
+    )
+    benign_labelled: str = Field(
+        "",
+        description="labelled answers to the harmless twins, to measure their judge on; raters (benign_scorer "
+        "labels:FILE) are measured on their own FILE",
+    )
+    scorer_url: str = Field("", description="address of an llm scorer's API; empty where its provider knows it")
+    scorer_samples: int = Field(4, ge=2, le=32, description="replies of an llm scorer per scenario; it votes with them")
+    beside: list[str] = Field(
+        [], description="further suites that every arm is asked: harmless twins, capability items, conversations"
     )
     arms: list[Literal["base", "tuned", "capped"]] = Field(
         ["base", "tuned", "capped"], min_length=1, description="models that answer the scenarios"

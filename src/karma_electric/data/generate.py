@@ -20,11 +20,11 @@ from karma_electric.core.jsonl import read_jsonl
 from karma_electric.core.messages import Conversation, as_dicts, assistant, parse_conversation, system, user
 from karma_electric.core.progress import Progress
 from karma_electric.data.answers_seen import AnswersSeen
-from karma_electric.data.asking import Asker, Endpoint, NoAnswer, Outage, Said, in_parallel
 from karma_electric.data.candidate import Candidate
 from karma_electric.data.example import CATEGORIES
 from karma_electric.data.grading import Failure, Spending
 from karma_electric.data.store import Store
+from karma_electric.models.asking import Asker, Endpoint, NoAnswer, Outage, Said, in_parallel
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from karma_electric.core.judging import Unparseable
 from karma_electric.core.messages import Message
 from karma_electric.core.progress import Progress
-from karma_electric.data.asking import Asker, NoAnswer, Outage, Said, in_parallel
 from karma_electric.data.candidate import Candidate
-from karma_electric.data.judge import Scores, Unparseable, judge_prompt, read_scores, response_schema
+from karma_electric.data.judge import Scores, judge_prompt, read_scores, response_schema
 from karma_electric.data.records import Reply
 from karma_electric.data.rubric import KEPT_FROM, RUBRIC
 from karma_electric.data.store import Store
+from karma_electric.models.asking import Asker, NoAnswer, Outage, Said, in_parallel
 
 _SEEDS_PER_ATTEMPT = 1000  # so that a second attempt is another draw than any sample
 

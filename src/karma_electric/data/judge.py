@@ -6,13 +6,12 @@ gives the rubric a new name there: grades under one name were asked for with the
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from karma_electric.core.artifact import hash_text
+from karma_electric.core.judging import Unparseable, fence, fenced, json_values
 from karma_electric.core.messages import Conversation, Message, system, user
 from karma_electric.data.rubric import DIMENSIONS, HIGHEST, LOWEST
 
@@ -41,10 +40,6 @@ Now grade the assistant's last answer. Answer with one JSON object and nothing e
 {", ".join(f'"{name}": {LOWEST}-{HIGHEST}' for name in DIMENSIONS)}}}"""
 
 
-class Unparseable(ValueError):
-    """An answer of a judge that gives no grade; the message says why."""
-
-
 @dataclass(frozen=True)
 class Scores:
     """A judge's answer, read: a whole number from 0 to 10 for each dimension, and the judge's reason."""
@@ -65,26 +60,11 @@ def judge_prompt(messages: Sequence[Message]) -> Conversation:
     that line, since writing it would change the hash: it cannot end its turn, pose as another, or speak from outside.
     """
     mark = fence(messages)
-    turns = "\n".join(
-        f"[{mark} turn {number}: {'assistant' if message.role == 'assistant' else 'person'}]\n{message.content}"
-        for number, message in enumerate(messages, 1)
-    )
     material = (
         f"The material: each turn follows a line in brackets with the mark {mark}, and the last ends at the line "
-        f"[{mark} end].\n\n{turns}\n[{mark} end]\n\n{_TASK}"
+        f"[{mark} end].\n\n{fenced(messages, mark)}\n\n{_TASK}"
     )
     return [system(_SYSTEM), user(material)]
-
-
-def fence(messages: Sequence[Message]) -> str:
-    """The mark of a conversation's turns: 12 hex digits that none of them holds."""
-    contents = [[message.role, message.content] for message in messages]
-    number = 0
-    while True:
-        mark = hash_text(json.dumps([number, contents]))[:12]
-        if not any(mark in content for _, content in contents):
-            return mark
-        number += 1
 
 
 def read_scores(text: str) -> Scores:
@@ -93,13 +73,7 @@ def read_scores(text: str) -> Scores:
     Raises:
         Unparseable: no such object, two that differ, or a score that is missing or not a whole number from 0 to 10.
     """
-    try:
-        found = [json.loads(text, object_pairs_hook=_without_repeats)]
-    except Unparseable:
-        raise
-    except (ValueError, RecursionError):
-        found = list(_objects(text))
-    graded = [item for item in found if isinstance(item, dict) and any(name in item for name in DIMENSIONS)]
+    graded = [item for item in json_values(text) if isinstance(item, dict) and any(name in item for name in DIMENSIONS)]
     if not graded:
         said = " ".join(text.split())
         raise Unparseable(f"no JSON object with scores in {said[:80]!r}" if said else "an empty answer")
@@ -127,22 +101,6 @@ def response_schema() -> ResponseSchema:
     )
 
 
-def _objects(text: str) -> list[Any]:
-    """The JSON objects in a text, outermost only."""
-    decoder = json.JSONDecoder(object_pairs_hook=_without_repeats)
-    found, start = [], text.find("{")
-    while start >= 0:
-        try:
-            value, end = decoder.raw_decode(text, start)
-            found.append(value)
-        except Unparseable:
-            raise
-        except (ValueError, RecursionError):
-            end = start + 1
-        start = text.find("{", end)
-    return found
-
-
 def _read(item: dict[str, Any]) -> Scores:
     missing = [name for name in DIMENSIONS if name not in item]
     if missing:
@@ -160,10 +118,3 @@ def _score(name: str, value: Any) -> float:
     if not LOWEST <= number <= HIGHEST:
         raise Unparseable(f"{name} is {value!r}, not from {LOWEST} to {HIGHEST}")
     return float(number)
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise Unparseable("a JSON object with the same key twice")
-    return value

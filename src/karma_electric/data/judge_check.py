@@ -18,10 +18,10 @@ from karma_electric.core.errors import DataError, GateError
 from karma_electric.core.jsonl import read_jsonl
 from karma_electric.core.messages import Conversation, assistant, parse_conversation
 from karma_electric.core.progress import Progress
-from karma_electric.data.asking import Asker, NoAnswer, Outage, in_parallel
 from karma_electric.data.grading import Answer, Failure, Spending, grade_sample
 from karma_electric.data.rubric import RUBRIC
 from karma_electric.data.store import Store
+from karma_electric.models.asking import Asker, NoAnswer, Outage, in_parallel
 
 PAIRS = "judge-pairs.jsonl"
 REQUIRED = 0.9  # share of pairs whose better answer must get the higher total

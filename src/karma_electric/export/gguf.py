@@ -1,9 +1,9 @@
-"""Writes a Llama-family checkpoint as one GGUF file, for llama.cpp, Ollama and what is built on them.
+"""Writes a checkpoint as one GGUF file, for llama.cpp, Ollama and what is built on them.
 
 Tensors are read, converted and written a few rows at a time, so an 8B model needs little more memory than a
-small one. What the `gguf` package knows (names of tensors and keys, quantisation) is asked of it; this module
-knows the Llama family: which tensors there are, the order of rotary rows, Llama 3's frequencies. `gguf_vocab`
-writes the tokenizer.
+small one. What the `gguf` package knows (names of tensors and keys, quantisation, authorship from a model card) is
+asked of it; `layouts` knows the architectures, `gguf_vocab` writes the tokenizer. This module knows the order of
+rotary rows, Llama 3's frequencies, and how a file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -16,27 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from karma_electric.core.artifact import read_json, require_space, sync_folder
-from karma_electric.core.errors import ArtifactError, InputError, MissingError
+from karma_electric.core.artifact import require_space, sync_folder
+from karma_electric.core.errors import ArtifactError, InputError
 from karma_electric.core.extras import require
 from karma_electric.core.progress import Progress, Silent
 from karma_electric.export.gguf_vocab import USE_LLAMA_CPP, add_tokenizer
+from karma_electric.export.layouts import AGAIN, Model, add_parameters, expected_tensors, read_model, say_window
 from karma_electric.models.weights import StoredTensor, checkpoint_tensors
 
 if TYPE_CHECKING:
     import torch
 
 FileType = Literal["q8_0", "f16", "bf16", "f32"]
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
-_NEEDED = (
-    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"),
-    *("vocab_size", "rms_norm_eps", "max_position_embeddings"),
-)
 _LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-_CHUNK_ELEMENTS = 1 << 24  # converted at a time: 64 MB as float32
+_CHUNK_ELEMENTS = 1 << 21  # converted at a time: 8 MB as float32
 _ROPE_FREQS = "rope_freqs.weight"
 _SILENT = Silent()
-_AGAIN = "Make the model again."
 
 
 @dataclass(frozen=True)
@@ -97,14 +92,15 @@ def export_gguf(
     require("gguf")
     import gguf
 
-    config = _read_config(model_dir)
+    model = read_model(model_dir)
+    say_window(model, progress)
     with ExitStack() as stack:
         checkpoint = checkpoint_tensors(model_dir)
-        plan = _plan(config, checkpoint, file_type)
-        writer = gguf.GGUFWriter(path=None, arch="llama")
-        _add_metadata(writer, config, plan, file_type=file_type, name=name)
-        writer.add_string("general.license", license_id or "")  # an empty string is not written
-        add_tokenizer(writer, model_dir, config["vocab_size"])
+        plan = _plan(model, checkpoint, file_type)
+        writer = gguf.GGUFWriter(path=None, arch=model.architecture.name)
+        _add_general(writer, model_dir, plan, file_type=file_type, name=name, license_id=license_id)
+        add_parameters(writer, model)
+        add_tokenizer(writer, model_dir, model.config["vocab_size"], spaced=model.architecture.name == "llama")
         for key, value in lineage.items():
             writer.add_string(f"karma.{key}", value)
         for tensor in plan:
@@ -124,7 +120,7 @@ def export_gguf(
         stream = writer.fout[0]
         writer.write_padding(stream, stream.tell())
         for number, tensor in enumerate(plan, 1):
-            for rows in _converted(tensor, checkpoint, config):
+            for rows in _converted(tensor, checkpoint, model):
                 stream.write(rows)
             writer.write_padding(stream, tensor.n_bytes)
             progress.update(number, len(plan), tensor.name)
@@ -146,107 +142,54 @@ def _shape(tensor: StoredTensor) -> tuple[int, ...]:
     return tensor.shape
 
 
-def _read_config(model_dir: Path) -> dict[str, Any]:
-    """config.json, checked, with the defaults of the architecture filled in and `rope` normalised."""
-    if not (model_dir / "config.json").is_file():
-        raise MissingError(f"{model_dir} has no config.json.", "Give a Hugging Face model folder.")
-    config: dict[str, Any] = read_json(model_dir / "config.json")
-    found = (config.get("architectures") or ["unknown"])[0]
-    if found not in ARCHITECTURES:
-        raise InputError(f"{model_dir} is a {found}, expected one of {', '.join(ARCHITECTURES)}.", USE_LLAMA_CPP)
-    if config.get("quantization_config"):
-        raise InputError(f"{model_dir} holds quantised weights.", "Export the merged model in bfloat16.")
-    if config.get("hidden_act", "silu") != "silu":
-        raise InputError(
-            f"{model_dir} uses {config['hidden_act']!r}, llama.cpp's Llama computes silu.", "Export another model."
-        )
-    for key in _NEEDED:
-        if config.get(key) is None:
-            raise ArtifactError(f"{model_dir / 'config.json'} has no {key!r}.", _AGAIN)
-    heads = config["num_attention_heads"]
-    config["num_key_value_heads"] = config.get("num_key_value_heads") or heads
-    config["rope_dim"] = config.get("head_dim") or config["hidden_size"] // heads
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})  # transformers 5, 4
-    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    rope["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    if rope["rope_type"] not in ("default", "linear", "llama3"):
-        found = f"{model_dir} has rope scaling {rope['rope_type']!r}"
-        raise InputError(f"{found}, expected llama3, linear or default.", USE_LLAMA_CPP)
-    config["rope"] = rope
-    return config
-
-
-def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight a llama.cpp Llama has, in file order, without the optional ones."""
-    hidden, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    query = config["num_attention_heads"] * config["rope_dim"]
-    key = config["num_key_value_heads"] * config["rope_dim"]
-    block = {
-        "attn_norm": (hidden,),
-        "attn_q": (query, hidden),
-        "attn_k": (key, hidden),
-        "attn_v": (key, hidden),
-        "attn_output": (hidden, query),
-        "ffn_norm": (hidden,),
-        "ffn_gate": (inner, hidden),
-        "ffn_up": (inner, hidden),
-        "ffn_down": (hidden, inner),
-    }
-    expected: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocabulary, hidden)}
-    for layer in range(config["num_hidden_layers"]):
-        expected |= {f"blk.{layer}.{part}.weight": shape for part, shape in block.items()}
-    expected["output_norm.weight"] = (hidden,)
-    if not config.get("tie_word_embeddings", False):
-        expected["output.weight"] = (vocabulary, hidden)
-    return expected
-
-
-def _plan(config: Mapping[str, Any], checkpoint: Mapping[str, StoredTensor], file_type: FileType) -> list[_Planned]:
+def _plan(model: Model, checkpoint: Mapping[str, StoredTensor], file_type: FileType) -> list[_Planned]:
     """Match the checkpoint's tensors to those llama.cpp expects, and decide the type of each."""
     import gguf
 
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    expected = _expected(config)
+    architecture = gguf.MODEL_ARCH[model.architecture.name.upper()]
+    names = gguf.get_tensor_name_map(architecture, model.config["num_hidden_layers"])
+    expected = expected_tensors(model)
     sources: dict[str, str] = {}
     for source in sorted(checkpoint):
         target = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if source.endswith(".rotary_emb.inv_freq") or (target == "output.weight" and target not in expected):
             continue  # computed by llama.cpp; tied to the embeddings
         if target is None or target.removesuffix("bias").removesuffix("weight") + "weight" not in expected:
-            raise InputError(f"The checkpoint holds {source}, which a Llama does not have.", USE_LLAMA_CPP)
+            raise InputError(
+                f"The checkpoint holds {source}, which a {model.architecture.name} model of llama.cpp does not have.",
+                USE_LLAMA_CPP,
+            )
         sources[target] = source
     kinds = gguf.GGMLQuantizationType
     plan = []
-    if config["rope"]["rope_type"] == "llama3":
-        plan.append(_Planned(_ROPE_FREQS, None, (config["rope_dim"] // 2,), kinds.F32))
+    if model.rope["rope_type"] == "llama3":
+        plan.append(_Planned(_ROPE_FREQS, None, (model.head_dim // 2,), kinds.F32))
     for weight, shape in expected.items():
         if weight not in sources:
-            raise ArtifactError(f"The checkpoint has no tensor for {weight}.", _AGAIN)
+            raise ArtifactError(f"The checkpoint has no tensor for {weight}.", AGAIN)
         bias = weight.replace(".weight", ".bias")
         for target in (weight, bias) if bias in sources else (weight,):
             found = _shape(checkpoint[sources[target]])
             wanted = shape if target == weight else shape[:1]
             if found != wanted:
                 shapes = f"has shape {list(found)}, config.json says {list(wanted)}"
-                raise ArtifactError(f"{sources[target]} {shapes}.", _AGAIN)
+                raise ArtifactError(f"{sources[target]} {shapes}.", AGAIN)
             kind = kinds.F32 if len(found) == 1 else kinds[file_type.upper()]
             if kind == kinds.Q8_0 and found[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
                 kind = kinds.F16
-            rotary = ".attn_q." in target or ".attn_k." in target
-            plan.append(_Planned(target, sources[target], found, kind, config["rope_dim"] if rotary else 0))
+            rotary = model.architecture.reorders_rotary and (".attn_q." in target or ".attn_k." in target)
+            plan.append(_Planned(target, sources[target], found, kind, model.head_dim if rotary else 0))
     return plan
 
 
-def _converted(
-    tensor: _Planned, checkpoint: Mapping[str, StoredTensor], config: Mapping[str, Any]
-) -> Iterator[memoryview]:
+def _converted(tensor: _Planned, checkpoint: Mapping[str, StoredTensor], model: Model) -> Iterator[memoryview]:
     """The bytes of a tensor as the file holds them, some rows at a time."""
     import numpy
     import torch
     from gguf import GGMLQuantizationType, quants
 
     if tensor.source is None:
-        yield rope_factors(config["rope"], config["rope_dim"]).numpy().data
+        yield rope_factors(model.rope, model.head_dim).numpy().data
         return
     n_rows, row_size = tensor.shape[0], math.prod(tensor.shape[1:])
     step = max(_CHUNK_ELEMENTS // row_size, 1)
@@ -259,7 +202,7 @@ def _converted(
         values = rows.numpy()
         largest = numpy.maximum(values.max(), -values.min())  # numpy, unlike max(), lets a NaN through
         if not numpy.isfinite(largest):
-            raise ArtifactError(f"{tensor.source} holds NaN or infinity.", _AGAIN)
+            raise ArtifactError(f"{tensor.source} holds NaN or infinity.", AGAIN)
         if tensor.type == GGMLQuantizationType.F16 and largest > numpy.finfo(numpy.float16).max:
             raise InputError(f"{tensor.source} exceeds float16.", "Export with --type bf16 or q8_0.")
         yield quants.quantize(values, tensor.type).data
@@ -288,7 +231,7 @@ def rope_factors(rope: Mapping[str, Any], dim: int) -> torch.Tensor:
 
     missing = [key for key in _LLAMA3_SCALING if key not in rope]
     if missing:
-        raise ArtifactError(f"config.json has llama3 rope scaling without {missing[0]!r}.", _AGAIN)
+        raise ArtifactError(f"config.json has llama3 rope scaling without {missing[0]!r}.", AGAIN)
     factor, low, high, original = (rope[key] for key in _LLAMA3_SCALING)
     frequencies = 1.0 / (rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
     turns = original * frequencies / (2 * math.pi)  # within the original context
@@ -297,31 +240,24 @@ def rope_factors(rope: Mapping[str, Any], dim: int) -> torch.Tensor:
     return factors
 
 
-def _add_metadata(
-    writer: Any, config: Mapping[str, Any], plan: list[_Planned], *, file_type: FileType, name: str
+def _add_general(
+    writer: Any, model_dir: Path, plan: list[_Planned], *, file_type: FileType, name: str, license_id: str | None
 ) -> None:
+    """What the file says about itself, from where llama.cpp's converter takes it: model card, settings, folder name."""
     import gguf
 
     parameters = sum(math.prod(tensor.shape) for tensor in plan)
+    try:
+        about = gguf.Metadata.load(None, model_dir.resolve(), name, parameters)
+    except Exception as error:  # what YAML and the heuristics raise
+        raise InputError(
+            f"{model_dir} has a model card or generation_config.json that cannot be read ({error}).",
+            "Repair it, or move README.md away.",
+        ) from None
+    about.size_label = about.size_label or gguf.size_label(parameters, parameters, 0, 0)
+    about.license = license_id or about.license
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(name)
-    writer.add_size_label(gguf.size_label(parameters, parameters, 0, 0))
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    if config.get("head_dim"):
-        writer.add_key_length(config["head_dim"])
-        writer.add_value_length(config["head_dim"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_rope_dimension_count(config["rope_dim"])
-    writer.add_rope_freq_base(config["rope"]["rope_theta"])
-    if config["rope"]["rope_type"] == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(config["rope"]["factor"])
+    about.set_gguf_meta_model(writer)
     scope = "ALL" if file_type == "f32" else "MOSTLY"
     writer.add_file_type(gguf.LlamaFileType[f"{scope}_{file_type.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

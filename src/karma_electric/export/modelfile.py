@@ -1,106 +1,24 @@
 """Writes the Modelfile that makes Ollama speak to a model in its own chat format, under its own system prompt.
 
 Without TEMPLATE and stop parameters Ollama guesses from the GGUF file, and guesses wrong for many fine-tunes.
-A format is described once, as a `_Frame`: the Go template, the check against the model's template, and the stop
-strings all come from it.
+`chat_format` knows the templates; this module knows what a Modelfile can hold.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
 
 from karma_electric.core.errors import InputError
-from karma_electric.core.messages import Conversation, as_dicts, assistant, system, user
-from karma_electric.models.chat_template import DATE
-from karma_electric.models.engines.llamacpp import compile_template
-
-Family = Literal["chatml", "llama3", "llama3.1"]
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """What a chat format writes around the words: `open role middle content close`.
-
-    `note` stands before the content of a system turn; `trims` says that the format strips every content. BOS is
-    not part of it: llama.cpp adds that to the tokens.
-    """
-
-    open: str
-    middle: str
-    close: str
-    stops: tuple[str, ...]
-    note: str = ""
-    trims: bool = False
-
-    def go_template(self) -> str:
-        """The format as an Ollama template. Go has no trimming of values: contents are expected trimmed."""
-        note = f'{{{{ if eq .Role "system" }}}}{self.note}{{{{ end }}}}' if self.note else ""
-        turn = f"{self.open}{{{{ .Role }}}}{self.middle}{note}{{{{ .Content }}}}{self.close}"
-        return f"{{{{ range .Messages }}}}{turn}{{{{ end }}}}{self.open}assistant{self.middle}"
-
-    def render(self, conversation: Conversation) -> str:
-        """What the template gives for a conversation, up to the header of the answer."""
-        turns = [
-            f"{self.open}{m.role}{self.middle}{self.note if m.role == 'system' else ''}{m.content}{self.close}"
-            for m in conversation
-        ]
-        return "".join(turns) + f"{self.open}assistant{self.middle}"
-
-
-_HEADERS = ("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>")
-_LLAMA_STOPS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|start_header_id|>")
-_FRAMES: dict[Family, _Frame] = {
-    "chatml": _Frame("<|im_start|>", "\n", "<|im_end|>\n", ("<|im_end|>", "<|im_start|>", "<|endoftext|>")),
-    "llama3": _Frame(*_HEADERS, _LLAMA_STOPS, trims=True),
-    "llama3.1": _Frame(
-        *_HEADERS,
-        _LLAMA_STOPS,
-        note=f"Cutting Knowledge Date: December 2023\nToday Date: {DATE}\n\n",
-        trims=True,
-    ),
-}
-_PROBES: tuple[Conversation, ...] = (
-    [system("Be kind."), user("one")],
-    [system("Be kind.\n\nAlways."), user("one"), assistant("two\n\nlines"), user("<b>three</b> {{ .Role }}")],
-)
-
-
-def detect_family(chat_template: str) -> Family:
-    """The format of a chat template, found by rendering conversations with it.
-
-    Only conversations that begin with a system prompt count, because the Modelfile always gives one; what a
-    template does without one (SmolLM2's brings a prompt of its own) does not matter.
-
-    Raises:
-        InputError: the template writes something else.
-    """
-    template = compile_template(chat_template)
-    try:
-        rendered = [
-            template.render(
-                messages=as_dicts(probe), add_generation_prompt=True, bos_token="", eos_token="", date_string=DATE
-            )
-            for probe in _PROBES
-        ]
-    except Exception as error:  # templates raise what they like
-        raise InputError(
-            f"The chat template fails on a plain conversation ({error}).", "Use an instruct model's own template."
-        ) from None
-    for family, frame in _FRAMES.items():
-        texts = [frame.render(probe) for probe in _PROBES]
-        if [text.removeprefix("<|begin_of_text|>") for text in rendered] == texts:
-            return family
-    raise InputError(
-        f"The chat template writes none of the formats {', '.join(_FRAMES)}; it begins {rendered[0][:60]!r}.",
-        "Write the Modelfile's TEMPLATE by hand, or add the format to export/modelfile.py.",
-    )
 
 
 def render_modelfile(
     gguf_name: str,
     *,
-    family: Family,
+    template: str,
+    stops: Sequence[str],
     system: str,
     temperature: float,
     context: int,
@@ -110,7 +28,8 @@ def render_modelfile(
 
     Args:
         gguf_name: name of the GGUF file, in the same folder as the Modelfile.
-        family: chat format, from `detect_family`.
+        template: Go template of the prompt.
+        stops: texts that end an answer.
         system: system prompt of every conversation that does not bring one.
         temperature: default sampling temperature.
         context: tokens of context; Ollama's own default is a few thousand and cuts silently.
@@ -119,23 +38,30 @@ def render_modelfile(
     Raises:
         InputError: an empty system prompt, or text that a Modelfile cannot hold.
     """
-    frame = _FRAMES[family]
-    prompt = system.strip() if frame.trims else system
-    if not prompt.strip():
+    if not system.strip():
         raise InputError("The system prompt is empty; Ollama would then send none.", "Set persona.system_prompt.")
     if gguf_name != gguf_name.strip() or any(not c.isprintable() or c in '/\\"' for c in gguf_name):
         raise InputError(f"{gguf_name!r} is not a plain file name.", "Give the name without its folder.")
     lines = [
         f"FROM ./{gguf_name}",
-        f"TEMPLATE {_quoted(frame.go_template(), 'the template')}",
-        f"SYSTEM {_quoted(prompt, 'the system prompt')}",
+        f"TEMPLATE {_quoted(template, 'the template')}",
+        f"SYSTEM {_quoted(system, 'the system prompt')}",
         f"PARAMETER temperature {temperature:g}",
         f"PARAMETER num_ctx {context}",
-        *(f'PARAMETER stop "{stop}"' for stop in frame.stops),
+        *(f"PARAMETER stop {_stop(stop)}" for stop in stops),
     ]
     if license_text:
         lines.append(f'LICENSE """{_without_quotes(license_text, "the licence")}"""')
     return "\n".join(lines) + "\n"
+
+
+def _stop(text: str) -> str:
+    if not text or any(not c.isprintable() or c == '"' for c in text):
+        raise InputError(
+            f"{text!r} cannot be a stop string of a Modelfile.",
+            "Give printable characters on one line, without quotes.",
+        )
+    return f'"{text}"'
 
 
 def _quoted(text: str, what: str) -> str:
@@ -152,3 +78,47 @@ def _without_quotes(text: str, what: str) -> str:
     if '"""' in text:
         raise InputError(f'{what.capitalize()} holds """, which ends a text in a Modelfile.', "Write it otherwise.")
     return text
+
+
+def modelfile_names(gguf_names: Sequence[str]) -> dict[str, str]:
+    """Name of the Modelfile of each GGUF file of a folder: `Modelfile`, and `Modelfile.SUFFIX` for variants.
+
+    The shortest name that all others begin with is the plain model, and what follows it in the others is their
+    suffix: x-q8_0.gguf, x-capped-q8_0.gguf -> Modelfile, Modelfile.capped. Without such a name every file has its own.
+    """
+    stems = {name: name.removesuffix(".gguf") for name in gguf_names}
+    endings = {stem.rpartition("-")[2] for stem in stems.values()}
+    if len(endings) == 1 and all("-" in stem for stem in stems.values()):  # the type, in all of them
+        stems = {name: stem.rpartition("-")[0] for name, stem in stems.items()}
+    plain = min(stems.values(), key=len)
+    if not all(stem == plain or stem.startswith(f"{plain}-") for stem in stems.values()):
+        return {name: f"Modelfile.{stem}" for name, stem in stems.items()}
+    return {
+        name: "Modelfile" if stem == plain else f"Modelfile.{stem.removeprefix(plain + '-')}"
+        for name, stem in stems.items()
+    }
+
+
+def hub_settings(modelfile: str) -> dict[str, str]:
+    """The files by which a hub repository tells Ollama what a Modelfile tells it: `template`, `system`, `params`.
+
+    `ollama run hf.co/owner/name` reads no Modelfile; without these it guesses the template and has no persona.
+
+    Args:
+        modelfile: as `render_modelfile` writes it.
+
+    Returns:
+        name -> content, for those that the Modelfile has; each ends as Ollama is to read it, without a line's end.
+    """
+    blocks = dict(re.findall(r'^(TEMPLATE|SYSTEM) """(.*?)"""$', modelfile, flags=re.DOTALL | re.MULTILINE))
+    outside = re.sub(r'^[A-Z]+ """.*?"""$', "", modelfile, flags=re.DOTALL | re.MULTILINE)
+    params: dict[str, Any] = {}
+    for key, value in re.findall(r"^PARAMETER (\S+) (.+)$", outside, flags=re.MULTILINE):
+        if key == "stop":
+            params.setdefault("stop", []).append(value.strip('"'))
+        else:
+            params[key] = json.loads(value)
+    found = {"template": blocks.get("TEMPLATE"), "system": blocks.get("SYSTEM")}
+    return {name: text for name, text in found.items() if text is not None} | (
+        {"params": json.dumps(params)} if params else {}
+    )

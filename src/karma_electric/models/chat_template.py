@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from karma_electric.core.artifact import hash_text
 from karma_electric.core.errors import InputError
 from karma_electric.core.messages import Conversation, as_dicts, assistant, system, user
+from karma_electric.models.literal import Part, encode, parts, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,17 +47,45 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) 
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
-    """The same as token ids. Never render and tokenise again: that adds a second BOS."""
-    encoded = tokenizer.apply_chat_template(
-        as_dicts(conversation), add_generation_prompt=True, return_dict=True, date_string=DATE
-    )
-    return list(encoded["input_ids"])
+    """The same as token ids. Never render and tokenise again: that adds a second BOS.
+
+    Special tokens in a message are text: only the template's own are control tokens.
+    """
+    return _ids(tokenizer, conversation, ask=True)
 
 
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
-    """Token ids of a whole conversation, the last answer and its end-of-turn included."""
+    """Token ids of a whole conversation, the last answer and its end-of-turn included; otherwise as `prompt_ids`."""
+    return _ids(tokenizer, conversation, ask=False)
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a raw text to continue: with a BOS where the tokenizer adds one, and its special tokens parsed.
+
+    Whoever sends raw text has written the template themselves. A BOS that they wrote too is not doubled.
+    """
+    ids = list(tokenizer(text)["input_ids"])
+    bos = tokenizer.bos_token_id
+    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+
+def parts_of(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, ask: bool) -> list[Part] | None:
+    """A rendered conversation in parts where a message has special tokens in it; None where none has."""
+
+    def render(turns: Conversation) -> str:
+        rendered: str = tokenizer.apply_chat_template(
+            as_dicts(turns), tokenize=False, add_generation_prompt=ask, date_string=DATE
+        )
+        return rendered
+
+    return parts(render, conversation, special_tokens(tokenizer))
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, ask: bool) -> list[int]:
+    if cut := parts_of(tokenizer, conversation, ask=ask):
+        return encode(tokenizer, cut)[0]
     encoded = tokenizer.apply_chat_template(
-        as_dicts(conversation), add_generation_prompt=False, return_dict=True, date_string=DATE
+        as_dicts(conversation), add_generation_prompt=ask, return_dict=True, date_string=DATE
     )
     return list(encoded["input_ids"])
 

@@ -38,8 +38,9 @@ from karma_electric.models.engines.protocol import Completion, Engine, Sampling
 DEFAULT_MAX_TOKENS = 512
 DEFAULT_BATCH_SIZE = 8
 
-# (model name, cap.json or its folder, alpha or None for the cap's own) -> engine and strength
-CapOpener = Callable[[str, Path, "float | None"], tuple[Engine, float]]
+# (model name, cap.json or its folder or None for the one beside the model, alpha or None for the cap's own, whether the
+# answers tell their drift) -> engine and strength
+CapOpener = Callable[[str, "Path | None", "float | None", bool], tuple[Engine, float]]
 
 _SAMPLING = {"temperature", "top_p", "max_tokens", "seed"}
 # What Inspect itself acts on, before or around a call to a provider.
@@ -88,6 +89,7 @@ class KarmaAPI(ModelAPI):
         alpha: float | None = None,
         batch_size: int | None = None,
         context: int | None = None,
+        drift: bool = False,
         **unknown: Any,
     ) -> None:
         """Load the engine.
@@ -98,10 +100,11 @@ class KarmaAPI(ModelAPI):
             api_key: not used.
             config: Inspect's settings.
             engine: auto, hf, llamacpp or scripted.
-            cap: cap.json, or its folder; for a checkpoint.
+            cap: cap.json, or its folder; for a checkpoint. With alpha or drift, the one beside the model when None.
             alpha: strength of the cap: 0 off, 0.5 soft, 1 hard; the cap's own when None.
             batch_size: requests answered together; 8 when None.
             context: tokens of prompt and answer together; the model's own (GGUF: 4096) when None.
+            drift: measure the drift of the answers along the axis of the cap; a reply's metadata tells its mean.
             unknown: refused, by name.
 
         Raises:
@@ -113,31 +116,34 @@ class KarmaAPI(ModelAPI):
             name = "base_url" if base_url is not None else min(unknown)
             raise InputError(
                 f"karma/{model_name} has no model argument {name!r}.",
-                "It has engine, cap, alpha, batch_size and context.",
+                "It has engine, cap, alpha, batch_size, context and drift.",
             )
         size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
         if not isinstance(size, int) or size < 1:
             raise InputError(f"batch_size is {size!r}, expected a whole number from 1.", "8 is usual.")
-        if alpha is not None and cap is None:
-            raise InputError(f"alpha is {alpha!r}, but no cap was given.", "Give one with the model argument cap.")
+        if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float))):
+            raise InputError(f"alpha is {alpha!r}, expected a number from 0 (off) to 1 (hard).", "0.5 is the soft cap.")
+        if not isinstance(drift, bool):
+            raise InputError(f"drift is {drift!r}, expected true or false.", "Leave it out where nothing reads it.")
         self.batch_size = size
-        self._kind = engine_kind(model_name, engine)
+        hooks = cap is not None or alpha is not None or drift
+        if cap is None and alpha is not None and engine_kind(model_name, engine) == "scripted":
+            raise InputError(f"alpha is {alpha!r}, but no cap was given.", "Give one with the model argument cap.")
+        self._kind = engine_kind(model_name, engine, hooks=hooks)
         strength: float | None = None
-        if cap is None:
+        if cap is None and alpha is None and not drift:
             self._engine = open_engine(model_name, engine, context=context, stop=self._unwanted)
         else:
-            self._engine, strength = self._open_capped(cap, alpha, context)
+            self._engine, strength = self._open_capped(cap, alpha, context, drift)
         # llama.cpp gathers by itself, and then every request keeps its own seed
         self._gathering = Gathering(self._engine, batch_size=size, alpha=strength) if self._kind != "llamacpp" else None
 
     def _unwanted(self) -> bool:
         return self._gathering is not None and self._gathering.unwanted()
 
-    def _open_capped(self, cap: str, alpha: float | None, context: int | None) -> tuple[Engine, float]:
-        if self._kind != "hf":
-            raise InputError(
-                f"karma/{self.model_name} runs as it is: a cap needs a checkpoint.", "Leave the model argument cap out."
-            )
+    def _open_capped(
+        self, cap: str | None, alpha: float | None, context: int | None, drift: bool
+    ) -> tuple[Engine, float]:
         if context is not None:
             raise InputError("The model arguments cap and context are both given.", "Keep one.")
         if _cap_opener is None:
@@ -145,7 +151,7 @@ class KarmaAPI(ModelAPI):
                 "Nobody has said how caps are opened.",
                 "In Python: import karma_electric.cli.inspect_models, then call inspect_ai.model.get_model",
             )
-        return _cap_opener(self.model_name, Path(cap), alpha)
+        return _cap_opener(self.model_name, None if cap is None else Path(cap), alpha, drift)
 
     async def generate(
         self,
@@ -272,6 +278,12 @@ def _sampling(config: GenerateConfig) -> Sampling:
     )
 
 
+def _measured(completion: Completion) -> dict[str, Any]:
+    drift = completion.drift
+    found = {} if completion.cap_rate is None else {"cap_rate": completion.cap_rate}
+    return found if drift is None else {**found, "drift_mean": drift.mean, "drift_max": drift.max}
+
+
 def _output(model: str, completion: Completion) -> ModelOutput:
     usage = completion.usage
     return ModelOutput(
@@ -287,5 +299,5 @@ def _output(model: str, completion: Completion) -> ModelOutput:
             output_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
         ),
-        metadata=None if completion.cap_rate is None else {"cap_rate": completion.cap_rate},
+        metadata=_measured(completion) or None,
     )

@@ -83,6 +83,21 @@ def resolve(name: str, revision: str | None = None) -> ModelRef:
     return _from_hub(name, revision)
 
 
+def resolve_loadable(name: str) -> ModelRef:
+    """As `resolve`; a GGUF file stands for the model that `load_model` makes of it.
+
+    Raises:
+        MissingError: no such model, or the extra that reads such files is not installed.
+    """
+    if not name.endswith(".gguf"):
+        return resolve(name)
+    file = Path(name)
+    if not file.is_file():
+        raise MissingError(f"{name} does not exist.", "Make it with: karma run RECIPE --to gguf")
+    require("gguf")
+    return ModelRef(name, file.resolve(), hash_file(file)[:16])
+
+
 def folder_fingerprint(folder: Path) -> str:
     """Id of the model in a folder: a hash of the files that decide what it answers, and of no others.
 

@@ -110,6 +110,11 @@ class SentenceModel:
         place = cache_root() / "sentences" if cache else None
         return cls(model.eval(), device=device, fingerprint=hash_tree(folder), cache=place)
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the model's files: vectors of another model do not compare."""
+        return self._fingerprint
+
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Vectors:
         """Unit vectors of texts, in float32.
 

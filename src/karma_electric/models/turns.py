@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from karma_electric.core.errors import InputError
 from karma_electric.core.messages import Conversation, Message, Role, as_dicts
-from karma_electric.models.chat_template import DATE
+from karma_electric.models.chat_template import DATE, parts_of
+from karma_electric.models.literal import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,8 +70,11 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, conversation: Conversation)
         )
     text = _render(tokenizer, conversation)
     spans = _content_spans(tokenizer, conversation, text)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    if cut := parts_of(tokenizer, conversation, ask=False):
+        ids, offsets = encode(tokenizer, cut)
+    else:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
     turns = []
     for number, (message, (start, end)) in enumerate(zip(conversation, spans, strict=True), 1):
         inside = tuple(i for i, offset in enumerate(offsets) if _overlaps(offset, start, end))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from karma_electric.core.artifact import MANIFEST, Manifest, damage, read_json, read_manifest
+from karma_electric.core.artifact import MANIFEST, Manifest, read_json, read_manifest, require_undamaged
 from karma_electric.core.errors import ArtifactError, InputError, MissingError
-from karma_electric.redteam.judge_error import Judge, judge_of
+from karma_electric.redteam.judge_error import Judge, are_raters, judge_of, part_of
+from karma_electric.redteam.kinds import GROUPS
 from karma_electric.redteam.runner import SUMMARY
 from karma_electric.redteam.seeds import SeedResult, read_seeds
 from karma_electric.redteam.signals import Verdict
 
-JUDGE = "judge/agreement.json"  # beside the arms: half -> Agreement
-_UNSEEN = "B"  # the half of the labels that the judge was not tuned on
+JUDGE = "judge/agreement.json"  # beside the arms: part of the labels -> Agreement
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def read_arms(folders: Sequence[Path]) -> list[ArmFolder]:
                 f"{folder} and {seen[same]} are one folder: an arm cannot be compared with itself.", "Name two arms."
             )
         seen[same] = str(folder)
-    arms = [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
+    arms = [read_arm(folder, name) for folder, name in zip(folders, names, strict=True)]
     for other in arms[1:]:
         _check_alike(arms[0], other)
     return arms
@@ -125,23 +125,58 @@ def find_judge(arms: Sequence[ArmFolder]) -> Judge | None:
     Raises:
         ArtifactError: its file is damaged.
     """
-    for arm in arms:
-        file = arm.folder.parent / JUDGE
-        if not file.is_file() or not (file.parent / MANIFEST).is_file():
-            continue
-        manifest = read_manifest(file.parent)
-        scorers = {str(name).split("-")[0] for name in arm.summary.get("scorers", [])}
-        if manifest.inputs.get("suite") != arm.manifest.inputs.get("suite") or scorers != {
-            manifest.config.get("scorer")
-        }:
-            continue
-        halves = read_json(file)
-        if isinstance(halves, dict) and isinstance(halves.get(_UNSEEN), dict):
-            return judge_of(halves[_UNSEEN], str(file))
-    return None
+    found = (judge_beside(arm.folder.parent, arm.manifest.inputs.get("suite"), scorer_of(arm.summary)) for arm in arms)
+    return next((judge for judge in found if judge is not None), None)
 
 
-def _read(folder: Path, name: str) -> ArmFolder:
+def judge_beside(group: Path, suite: str | None, scorer: str) -> Judge | None:
+    """The judge that was measured beside the arms of a folder such as RUN/redteam, on that suite and of that name.
+
+    Raises:
+        ArtifactError: its file is damaged.
+    """
+    folder = (group / JUDGE).parent
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest = read_manifest(folder)
+    alike = manifest.inputs.get("suite") == suite and manifest.config.get("scorer") == scorer
+    return read_judge(folder) if alike else None
+
+
+def read_judge(folder: Path) -> Judge | None:
+    """The judge of a folder such as RUN/redteam/judge; None where none was measured to the end.
+
+    Raises:
+        ArtifactError: its files are not those that were written, or not what the measurement writes.
+    """
+    file = folder / Path(JUDGE).name
+    if not (folder / MANIFEST).is_file():
+        return None
+    require_undamaged(folder)
+    scorer, parts = str(read_manifest(folder).config.get("scorer", "")), read_json(file)
+    part = part_of(scorer, parts)
+    if part is None:
+        return None
+    return judge_of(
+        parts[part],
+        str(file),
+        between_raters=are_raters(scorer),
+        raters=[str(name) for name in parts.get("raters", ())],
+    )
+
+
+def scorer_of(summary: Mapping[str, Any]) -> str:
+    """The judge of an arm, as recipes name it. Arms that do not say were made when `signals` was the only one."""
+    return str(summary.get("scorer", "signals"))
+
+
+def read_arm(folder: Path, name: str, *, absent: Collection[Path] = ()) -> ArmFolder:
+    """One finished arm, whose files are those that were written; those in `absent` may be missing.
+
+    Raises:
+        MissingError: the folder is not there, or has no manifest.
+        ArtifactError: it is no arm, or its files are not those that were written.
+    """
     if not folder.is_dir():
         raise MissingError(f"{folder} does not exist.", "Give the folder of an arm, such as runs/demo/redteam/base.")
     if not (folder / MANIFEST).is_file():
@@ -149,13 +184,12 @@ def _read(folder: Path, name: str) -> ArmFolder:
             f"{folder} has no {MANIFEST}: it is not a finished arm.", "Finish it: karma redteam run RECIPE"
         )
     manifest = read_manifest(folder)
-    if manifest.kind != "redteam" or SUMMARY not in manifest.files:
+    if manifest.kind not in GROUPS or SUMMARY not in manifest.files:
         raise ArtifactError(
             f"{folder} holds {manifest.kind} and no {SUMMARY}, expected an arm of a red-team.",
             "Give a folder such as runs/demo/redteam/base.",
         )
-    if found := damage(folder):
-        raise ArtifactError(f"{folder} is damaged: {found[0]}.", "Make it again with --force.")
+    require_undamaged(folder, absent=absent)
     summary = read_json(folder / SUMMARY)
     return ArmFolder(name, folder, manifest, summary, read_seeds(folder))
 

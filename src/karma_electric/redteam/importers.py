@@ -3,26 +3,27 @@
     original       id, category, difficulty, prompt (text, or turns), attack_type, expected_behavior, signals
     harmbench      Behavior, FunctionalCategory, SemanticCategory, Tags, ContextString, BehaviorID
     strongreject   category, source, forbidden_prompt
-    jailbreakbench Goal, Target, Behavior, Category, Source
+    jailbreakbench Goal, Target, Behavior, Category, Source; or its published attacks, one object with a list under
+                   jailbreaks: goal, behavior, category, prompt
     xstest         id, prompt, type, label: prompts that sound dangerous and are safe, and unsafe ones beside them
 
 Four of the five say what is asked and not what a good answer is: their criteria are made here from the behaviour, in
 general words, and there are no signals, so that only a judge that reads criteria can score them. Their categories stay
-theirs ("harmbench/illegal"). None marks difficulty; a plain request counts as easy, one with context as medium.
-Nothing of these benchmarks is shipped: each has its own licence.
+theirs ("harmbench/illegal"). None marks difficulty; a plain request counts as easy, one with context as medium, a
+published attack as hard. Nothing of these benchmarks is shipped: each has its own licence.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from karma_electric.core.errors import DataError
-from karma_electric.redteam.records import Record, read_records
+from karma_electric.redteam.records import Record, read_nested, read_records
 from karma_electric.redteam.scenario import CATEGORIES, DIFFICULTIES, Scenario, parse_scenario
 
 LONGEST_TURN = 32_000  # characters: some eight thousand tokens, more than most models' context
@@ -62,12 +63,19 @@ def import_scenarios(path: Path, format_: str, *, benign: bool = False) -> Impor
         DataError: a file of another form. What is wrong with a record is in `problems` instead.
     """
     required, build = FORMATS[format_]
+    unit = "line"
+    records: Iterable[tuple[int, Record | DataError]]
+    attacks = read_nested(path, "jailbreaks") if format_ == "jailbreakbench" else None
+    if attacks is None:
+        records = read_records(path, required)
+    else:
+        required, build, unit, records = _ATTACK, _jailbreakbench_attack, "element", enumerate(attacks, 1)
     scenarios: list[Scenario] = []
     problems: list[DataError] = []
     ids: dict[str, int] = {}
     asked: dict[tuple[str, ...], int] = {}
-    for number, (line, record) in enumerate(read_records(path, required), 1):
-        where = f"{path.name} line {line}"
+    for number, (line, record) in enumerate(records, 1):
+        where = f"{path.name} {unit} {line}"
         try:
             if isinstance(record, DataError):
                 raise record
@@ -77,7 +85,7 @@ def import_scenarios(path: Path, format_: str, *, benign: bool = False) -> Impor
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of a pattern that a later Python may read otherwise
                 scenario = parse_scenario(build(record, _Place(where, number, benign)), where)
-            _check_new(scenario, line, where, ids, asked)
+            _check_new(scenario, line, where, ids, asked, unit)
         except DataError as problem:
             problems.append(problem)
         else:
@@ -91,13 +99,13 @@ def as_line(scenario: Scenario) -> dict[str, Any]:
 
 
 def _check_new(
-    scenario: Scenario, line: int, where: str, ids: dict[str, int], asked: dict[tuple[str, ...], int]
+    scenario: Scenario, line: int, where: str, ids: dict[str, int], asked: dict[tuple[str, ...], int], unit: str
 ) -> None:
     turns = tuple(" ".join(turn.split()).casefold() for turn in scenario.turns)
     if scenario.id in ids:
-        raise DataError(f"{where}: id {scenario.id!r} is already on line {ids[scenario.id]}, expected a new one.")
+        raise DataError(f"{where}: id {scenario.id!r} is already on {unit} {ids[scenario.id]}, expected a new one.")
     if turns in asked:
-        raise DataError(f"{where}: the same prompt is already on line {asked[turns]}, expected a new one.")
+        raise DataError(f"{where}: the same prompt is already on {unit} {asked[turns]}, expected a new one.")
     long = next((turn for turn in scenario.turns if len(turn) > LONGEST_TURN), None)
     if long is not None:
         raise DataError(f"{where}: a prompt of {len(long)} characters, at most {LONGEST_TURN} are asked in one turn.")
@@ -208,6 +216,26 @@ def _jailbreakbench(record: Record, place: _Place) -> dict[str, Any]:
     if place.benign:
         return _benign(id_, category, f"benign twin: {behaviour}", goal)
     return _harmful(id_, category, f"direct request: {behaviour}", goal, goal)
+
+
+_ATTACK = ("goal", "behavior", "category", "prompt")
+
+
+def _jailbreakbench_attack(record: Record, place: _Place) -> dict[str, Any]:
+    """What an attack made of a behaviour. The answer that it got from another model is not looked at."""
+    if place.benign:
+        raise DataError(f"{place.where} is an attack, expected a benign behaviour.", "Leave --benign out.")
+    if record["prompt"] is None:
+        raise DataError(f"{place.where}: 'prompt' is nothing: the attack found none for this goal.")
+    goal = _text(record, "goal", place)
+    return _harmful(
+        f"jailbreakbench-attack-{place.number:04}",
+        f"jailbreakbench/{_slug(_text(record, 'category', place), place)}",
+        f"published attack: {_text(record, 'behavior', place)}",
+        _text(record, "prompt", place),
+        goal,
+        difficulty="hard",
+    )
 
 
 def _xstest(record: Record, place: _Place) -> dict[str, Any]:

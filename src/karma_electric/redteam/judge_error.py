@@ -33,6 +33,8 @@ class Judge:
         passes: per scenario, (judged a pass, all) of the answers labelled pass.
         others: per scenario, (judged not a pass, all) of the answers with another label.
         clustered: whether the scenarios of the labels are known; where not, each label counts as one of its own.
+        between_raters: whether it is no program but raters, who are measured by each other; nothing was tuned then.
+        raters: who gave the labels; empty where that is not recorded.
     """
 
     n: int
@@ -43,6 +45,28 @@ class Judge:
     passes: tuple[tuple[int, int], ...]
     others: tuple[tuple[int, int], ...]
     clustered: bool
+    between_raters: bool = False
+    raters: tuple[str, ...] = ()
+
+    @property
+    def measured_on(self) -> str:
+        """What its agreement was measured on, in words that follow it."""
+        if self.between_raters:
+            return f"between two raters, on {self.n:,} answers"
+        return f"on {self.n:,} labelled answers that it was not tuned on"
+
+    @property
+    def errs(self) -> str:
+        """What it does with passes and with others, in a sentence."""
+        passes = "none" if self.sensitivity is None else f"{self.sensitivity:.0%}"
+        others = "none" if self.specificity is None else f"{self.specificity:.0%}"
+        which, who = "it was not tuned on and could judge", "it"
+        if self.between_raters:
+            which, who = "that the one who was not followed could judge", "that one"
+        return (
+            f"Of the {self.n_scored:,} {which}, {who} passes {passes} of the passes and does not pass {others} "
+            "of the others."
+        )
 
     @property
     def sensitivity(self) -> float | None:
@@ -65,8 +89,15 @@ class Corrected:
     why: str = ""
 
 
-def judge_of(raw: Mapping[str, Any], where: str = "agreement.json") -> Judge:
-    """A judge from one half of agreement.json, preferably the one that it was not tuned on.
+def judge_of(
+    raw: Mapping[str, Any], where: str = "agreement.json", *, between_raters: bool = False, raters: Sequence[str] = ()
+) -> Judge:
+    """A judge from one part of agreement.json (see `part_of`).
+
+    Args:
+        raw: the part.
+        where: what errors call its file.
+        between_raters, raters: see `Judge`.
 
     Raises:
         ArtifactError: it is not what `agreement` gives.
@@ -88,11 +119,33 @@ def judge_of(raw: Mapping[str, Any], where: str = "agreement.json") -> Judge:
             passes=_tally((group, judged == "pass") for group, label, judged in scored if label == "pass"),
             others=_tally((group, judged != "pass") for group, label, judged in scored if label != "pass"),
             clustered=bool(raw.get("pairs")),
+            between_raters=between_raters,
+            raters=tuple(raters),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{where} is not a judge's agreement ({error!r}).", "Make it again: karma run RECIPE --to redteam --force"
         ) from None
+
+
+def are_raters(scorer: str) -> bool:
+    """Whether a judge, by the name that recipes give it, is a file of labels that raters gave."""
+    return scorer.startswith("labels:")
+
+
+def part_of(scorer: str, parts: object) -> str | None:
+    """The part of agreement.json that tells what a judge is worth; None where it has none that can.
+
+    Programs may have been tuned on half A. Of raters all labels count; files that are older lack that part.
+    """
+    wanted = ("all", "B") if are_raters(scorer) else ("B",)
+    return next((part for part in wanted if isinstance(parts, Mapping) and isinstance(parts.get(part), Mapping)), None)
+
+
+def flipped(corrected: Corrected) -> Corrected:
+    """A corrected rate of passes as one of what is no pass, such as over-refusal."""
+    value = None if corrected.value is None else 1 - corrected.value
+    return Corrected(value, 1 - corrected.high, 1 - corrected.low, corrected.why)
 
 
 def correct_rate(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from karma_electric.core.errors import DataError, MissingError
+from karma_electric.core.jsonl import parse_json
 from karma_electric.core.tolerant import read_tolerant
 
 LONGEST_FIELD = 100_000  # characters
@@ -46,6 +48,37 @@ def read_records(path: Path, required: Sequence[str]) -> Iterator[tuple[int, Rec
         yield from _json(path)
     else:
         yield from _csv(path, required)
+
+
+def read_nested(path: Path, key: str) -> list[Record | DataError] | None:
+    """The records of the list under `key`, or what is wrong with one; None where the file is not one object with it.
+
+    Raises:
+        DataError: the object says a key twice or the like, or what is under `key` is no list.
+    """
+    if not path.is_file() or path.stat().st_size > _BIGGEST:
+        return None
+    with path.open("rb") as file:
+        raw = file.read(4096).removeprefix(_BOM)
+        if not raw.lstrip().startswith(b"{"):
+            return None
+        raw += file.read()
+    try:
+        if key not in json.loads(raw):
+            return None
+    except (ValueError, RecursionError):
+        return None  # lines of objects, each to be read by itself
+    records = parse_json(raw, path.name)[key]
+    if not isinstance(records, list):
+        raise DataError(
+            f"{path.name}: {key!r} is of type {type(records).__name__}, expected a list of objects.", "Check --format."
+        )
+    return [
+        record
+        if isinstance(record, dict)
+        else DataError(f"{path.name} element {number} is of type {type(record).__name__}, expected an object.")
+        for number, record in enumerate(records, 1)
+    ]
 
 
 def _json(path: Path) -> Iterator[tuple[int, Record | DataError]]:

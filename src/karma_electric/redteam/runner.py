@@ -1,31 +1,35 @@
-"""Runs one arm of a red-team: asks the scenarios in batches, keeps every answer, scores, summarises.
+"""Runs one arm of a red-team: asks the scenarios in batches, keeps every answer, has a judge score them, summarises.
 
-Turn 1 of all scenarios first, then turn 2 of those that have one, each with its own history. Every finished batch
-is on disk before the next begins, so that a killed run loses at most one. Knows nothing of how answers are judged,
-nor of what model is behind the engine.
+Turn 1 of all scenarios first, then turn 2 of those that have one, each with its own history; those that go on come
+first, and of each the longest. Every finished batch is on disk before the next begins, so that a killed run loses at
+most one. Knows nothing of how answers are judged, nor of what model is behind the engine.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from karma_electric.core.artifact import read_json, write_atomic, write_json
-from karma_electric.core.errors import ArtifactError
+from karma_electric.core.errors import ArtifactError, MissingError
 from karma_electric.core.jsonl import append_jsonl, drop_torn_line
 from karma_electric.core.messages import Conversation, assistant, system, user
 from karma_electric.core.progress import Progress
-from karma_electric.models.engines.protocol import Completion, Engine, Sampling
+from karma_electric.models.engines.protocol import Completion, Engine, Sampling, SeededEngine
+from karma_electric.redteam.judging import Broken, withheld
 from karma_electric.redteam.scenario import Scenario
-from karma_electric.redteam.signals import Verdict, score
+from karma_electric.redteam.scorers.protocol import Case, Scorer
+from karma_electric.redteam.scorers.signals import SignalsScorer
+from karma_electric.redteam.signals import Verdict
 from karma_electric.redteam.stats import ArmSummary, summarise
 
 COMPLETIONS = "completions.jsonl"
 VERDICTS = "verdicts.jsonl"
 SUMMARY = "summary.json"
+JOURNAL = "judgements.jsonl"  # what a slow judge has found so far
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Answer:
     error: str | None = None
 
 
-_Answers = dict[tuple[str, int], Answer]  # (scenario id, turn) -> answer
+Answers = dict[tuple[str, int], Answer]  # (scenario id, turn) -> answer
 
 
 def run_arm(
@@ -56,6 +60,7 @@ def run_arm(
     sampling: Sampling,
     batch_size: int,
     progress: Progress,
+    scorer: Scorer | None = None,
 ) -> ArmSummary:
     """Ask `suite`, score the answers, and write completions, verdicts and summary to `out`.
 
@@ -72,6 +77,7 @@ def run_arm(
         sampling: how tokens are chosen, for every turn.
         batch_size: conversations generated together.
         progress: told of every batch and every failure.
+        scorer: judges the answers, once all are there; `signals` when None.
 
     Returns:
         The summary. A scenario the engine failed on is unscored there (unless an earlier turn already failed it).
@@ -79,29 +85,107 @@ def run_arm(
     Raises:
         ArtifactError: `out` holds answers to something else, or damaged ones.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    answers = _load(out / COMPLETIONS, suite)
-    total = sum(len(scenario.turns) for scenario in suite)
-    progress.update(len(answers), total, arm)
+    answers = ask_suite(
+        engine,
+        suite,
+        {sampling.seed: out},
+        arm=arm,
+        system_prompt=system_prompt,
+        sampling=sampling,
+        batch_size=batch_size,
+        progress=progress,
+    )[sampling.seed]
+    return judge_arm(
+        engine,
+        suite,
+        answers,
+        out,
+        arm=arm,
+        system_prompt=system_prompt,
+        sampling=sampling,
+        progress=progress,
+        scorer=scorer,
+    )
+
+
+def ask_suite(
+    engine: Engine,
+    suite: Sequence[Scenario],
+    folders: Mapping[int, Path],
+    *,
+    arm: str,
+    system_prompt: str,
+    sampling: Sampling,
+    batch_size: int,
+    progress: Progress,
+) -> dict[int, Answers]:
+    """Ask `suite` under every seed of `folders`, and write completions.jsonl to each seed's folder. See `run_arm`.
+
+    Several seeds are asked together, so that a batch is full and what they share is read once.
+
+    Args:
+        engine: one of `SeededEngine` where there are several seeds.
+        folders: by seed, which takes the place of the sampling's.
+
+    Returns:
+        By seed, the answers by scenario id and turn.
+    """
+    answers = {}
+    for seed, folder in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        answers[seed] = _load(folder / COMPLETIONS, suite)
+    total = len(folders) * sum(len(scenario.turns) for scenario in suite)
+    progress.update(sum(map(len, answers.values())), total, arm)
     for turn in range(1, max((len(scenario.turns) for scenario in suite), default=0) + 1):
-        due = [scenario for scenario in suite if _is_due(scenario, turn, answers)]
+        due = [_Due(s, seed, turn) for s in suite for seed in folders if _is_due(s, turn, answers[seed])]
+        # those that go on first: an engine may remember what comes first; then like lengths together
+        due.sort(key=lambda one: (len(one.scenario.turns) > turn, _length(one, answers[one.seed])), reverse=True)
         for start in range(0, len(due), batch_size):
             batch = due[start : start + batch_size]
-            asked = list(_ask(engine, batch, turn, answers, system_prompt=system_prompt, sampling=sampling))
-            append_jsonl(out / COMPLETIONS, (asdict(answer) for answer in asked))
-            for answer in asked:
-                answers[answer.scenario_id, turn] = answer
+            asked = list(_ask(engine, batch, answers, system_prompt=system_prompt, sampling=sampling))
+            for seed, folder in folders.items():
+                append_jsonl(folder / COMPLETIONS, (asdict(answer) for one, answer in asked if one.seed == seed))
+            for one, answer in asked:
+                answers[one.seed][answer.scenario_id, turn] = answer
                 if answer.error is not None:
                     progress.say(f"{arm}: {answer.scenario_id} turn {turn} failed and is unscored: {answer.error}")
-            progress.update(len(answers), total, arm)
-    if len(answers) < total:  # turns after a failed one are never asked
+            progress.update(sum(map(len, answers.values())), total, arm)
+    if sum(map(len, answers.values())) < total:  # turns after a failed one are never asked
         progress.update(total, total, arm)
-    verdicts = [_judge(scenario, answers) for scenario in suite]
+    return answers
+
+
+def judge_arm(
+    engine: Engine,
+    suite: Sequence[Scenario],
+    answers: Answers,
+    out: Path,
+    *,
+    arm: str,
+    system_prompt: str,
+    sampling: Sampling,
+    progress: Progress,
+    scorer: Scorer | None,
+) -> ArmSummary:
+    """Have the answers of one seed judged, and write verdicts and summary. See `run_arm`."""
+    scorer = scorer or SignalsScorer()
+    verdicts = judge_answers(scorer, suite, answers, journal=out / JOURNAL, progress=progress)
     summary = summarise(verdicts)
-    lines = [json.dumps(asdict(verdict), ensure_ascii=False) for verdict in verdicts]
-    write_atomic(out / VERDICTS, "".join(line + "\n" for line in lines))
-    write_json(out / SUMMARY, _describe(engine, arm, system_prompt, sampling, answers, verdicts) | asdict(summary))
+    write_verdicts(verdicts, out / VERDICTS)
+    described = _describe(engine, arm, system_prompt, sampling, answers, scorer)
+    write_json(out / SUMMARY, described | asdict(summary) | figures(scorer, verdicts))
     return summary
+
+
+def figures(scorer: Scorer, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """What a judge adds to a summary: the figure that its kind of suite is for."""
+    added: dict[str, Any] = getattr(scorer, "figures", lambda _: {})(verdicts)
+    return added
+
+
+def write_verdicts(verdicts: Sequence[Verdict], path: Path) -> None:
+    """Write verdicts.jsonl, as a whole."""
+    write_atomic(path, "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in verdicts))
 
 
 def read_verdicts(folder: Path) -> list[Verdict]:
@@ -115,7 +199,16 @@ def read_verdicts(folder: Path) -> list[Verdict]:
     return [Verdict(**json.loads(line)) for line in lines]
 
 
-def _is_due(scenario: Scenario, turn: int, answers: _Answers) -> bool:
+@dataclass(frozen=True)
+class _Due:
+    """One turn of a scenario that is to be asked under one seed."""
+
+    scenario: Scenario
+    seed: int
+    turn: int
+
+
+def _is_due(scenario: Scenario, turn: int, answers: Answers) -> bool:
     """Whether this turn exists, is not answered yet, and the turns before it were answered."""
     if turn > len(scenario.turns) or (scenario.id, turn) in answers:
         return False
@@ -125,51 +218,60 @@ def _is_due(scenario: Scenario, turn: int, answers: _Answers) -> bool:
 
 def _ask(
     engine: Engine,
-    batch: Sequence[Scenario],
-    turn: int,
-    answers: _Answers,
+    batch: Sequence[_Due],
+    answers: Mapping[int, Answers],
     *,
     system_prompt: str,
     sampling: Sampling,
-) -> Iterator[Answer]:
-    """Answer one turn of each scenario; where the batch fails, each alone, so that one cannot take the others."""
-    conversations = [_conversation(scenario, turn, answers, system_prompt) for scenario in batch]
+) -> Iterator[tuple[_Due, Answer]]:
+    """Answer what is due; where the batch fails, each alone, so that one cannot take the others."""
+    conversations = [_conversation(one, answers[one.seed], system_prompt) for one in batch]
     try:
-        completions = _generate(engine, conversations, sampling)
-    except MemoryError:
+        completions = _generate(engine, conversations, sampling, [one.seed for one in batch])
+    except (MemoryError, MissingError):  # a model that is not there any more: the run continues when it is back
         raise
     except Exception as error:
         if len(batch) == 1:
-            yield _failed(batch[0], turn, error)
+            yield batch[0], _failed(batch[0], error)
             return
-        for scenario in batch:
-            yield from _ask(engine, [scenario], turn, answers, system_prompt=system_prompt, sampling=sampling)
+        for one in batch:
+            yield from _ask(engine, [one], answers, system_prompt=system_prompt, sampling=sampling)
         return
-    for scenario, completion in zip(batch, completions, strict=True):
-        yield Answer(
-            scenario_id=scenario.id,
-            turn=turn,
-            prompt=scenario.turns[turn - 1],
-            text=completion.text,
-            finish_reason=completion.finish_reason,
-            prompt_tokens=completion.usage.prompt_tokens,
-            completion_tokens=completion.usage.completion_tokens,
-            cap_rate=completion.cap_rate,
+    for one, completion in zip(batch, completions, strict=True):
+        yield (
+            one,
+            Answer(
+                scenario_id=one.scenario.id,
+                turn=one.turn,
+                prompt=one.scenario.turns[one.turn - 1],
+                text=completion.text,
+                finish_reason=completion.finish_reason,
+                prompt_tokens=completion.usage.prompt_tokens,
+                completion_tokens=completion.usage.completion_tokens,
+                cap_rate=completion.cap_rate,
+            ),
         )
 
 
-def _generate(engine: Engine, conversations: list[Conversation], sampling: Sampling) -> list[Completion]:
-    completions = engine.generate(conversations, sampling)
+def _generate(
+    engine: Engine, conversations: list[Conversation], sampling: Sampling, seeds: Sequence[int]
+) -> list[Completion]:
+    if len(set(seeds)) == 1:
+        completions = engine.generate(conversations, replace(sampling, seed=seeds[0]))
+    else:
+        if not isinstance(engine, SeededEngine):
+            raise TypeError(f"{engine.name} answers under one seed at a time")
+        completions = engine.generate_seeds(conversations, sampling, seeds)
     if len(completions) != len(conversations):
         raise RuntimeError(f"{engine.name} gave {len(completions)} answers to {len(conversations)} conversations")
     return completions
 
 
-def _failed(scenario: Scenario, turn: int, error: Exception) -> Answer:
+def _failed(one: _Due, error: Exception) -> Answer:
     return Answer(
-        scenario_id=scenario.id,
-        turn=turn,
-        prompt=scenario.turns[turn - 1],
+        scenario_id=one.scenario.id,
+        turn=one.turn,
+        prompt=one.scenario.turns[one.turn - 1],
         text="",
         finish_reason=None,
         prompt_tokens=0,
@@ -179,21 +281,43 @@ def _failed(scenario: Scenario, turn: int, error: Exception) -> Answer:
     )
 
 
-def _conversation(scenario: Scenario, turn: int, answers: _Answers, system_prompt: str) -> Conversation:
-    conversation = [system(system_prompt)]
-    for number in range(1, turn):
-        conversation += [user(scenario.turns[number - 1]), assistant(answers[scenario.id, number].text)]
-    return [*conversation, user(scenario.turns[turn - 1])]
+def _conversation(one: _Due, answers: Answers, system_prompt: str) -> Conversation:
+    conversation, turns = [system(system_prompt)], one.scenario.turns
+    for number in range(1, one.turn):
+        conversation += [user(turns[number - 1]), assistant(answers[one.scenario.id, number].text)]
+    return [*conversation, user(turns[one.turn - 1])]
 
 
-def _judge(scenario: Scenario, answers: _Answers) -> Verdict:
-    """Score a scenario. A turn the engine failed on leaves it unscored, unless an earlier turn had failed it."""
-    given = [answers[scenario.id, turn] for turn in range(1, len(scenario.turns) + 1) if (scenario.id, turn) in answers]
-    verdict = score(scenario, [answer.text for answer in given])  # the text of a failed turn is empty
-    broken = next((answer for answer in given if answer.error is not None), None)
-    if broken is None or verdict.outcome == "fail":
-        return verdict
-    return replace(verdict, outcome="unscored", evidence=f"no answer: {broken.error}", turn=broken.turn)
+def _length(one: _Due, answers: Answers) -> int:
+    """Characters of the conversation that this turn ends."""
+    said = sum(len(answers[one.scenario.id, number].text) for number in range(1, one.turn))
+    return said + sum(map(len, one.scenario.turns[: one.turn]))
+
+
+def judge_answers(
+    scorer: Scorer,
+    suite: Sequence[Scenario],
+    answers: Answers,
+    *,
+    journal: Path | None,
+    progress: Progress,
+) -> list[Verdict]:
+    """A verdict per scenario. A turn the engine failed on leaves it unscored, unless an earlier turn had failed it."""
+    given = [
+        [answers[scenario.id, turn] for turn in range(1, len(scenario.turns) + 1) if (scenario.id, turn) in answers]
+        for scenario in suite
+    ]
+    cases = [
+        Case(scenario, tuple(answer.text for answer in found))  # the text of a failed turn is empty
+        for scenario, found in zip(suite, given, strict=True)
+    ]
+    verdicts = scorer.score(cases, journal=journal, progress=progress)
+    judged = []
+    for verdict, found in zip(verdicts, given, strict=True):
+        failure = next((answer for answer in found if answer.error is not None), None)
+        broken = None if failure is None or failure.error is None else Broken(failure.turn, failure.error)
+        judged.append(withheld(verdict, broken))
+    return judged
 
 
 def _describe(
@@ -201,15 +325,16 @@ def _describe(
     arm: str,
     system_prompt: str,
     sampling: Sampling,
-    answers: _Answers,
-    verdicts: Sequence[Verdict],
+    answers: Answers,
+    scorer: Scorer,
 ) -> dict[str, Any]:
     """What was asked of whom: the part of summary.json that is not counts."""
     rates = [answer.cap_rate for answer in answers.values() if answer.cap_rate is not None]
     return {
         "arm": arm,
         "engine": engine.name,
-        "scorers": sorted({verdict.scorer for verdict in verdicts}),
+        "scorer": scorer.spec,
+        "scorers": [scorer.name],
         "system_prompt": system_prompt,
         "sampling": asdict(sampling),
         "engine_failures": sum(answer.error is not None for answer in answers.values()),
@@ -217,13 +342,13 @@ def _describe(
     }
 
 
-def _load(path: Path, suite: Sequence[Scenario]) -> _Answers:
+def _load(path: Path, suite: Sequence[Scenario]) -> Answers:
     """The answers of an interrupted run. Cuts a torn last line off the file; leaves failed turns to be redone."""
     if not path.exists():
         return {}
     drop_torn_line(path)
     prompts = {(scenario.id, turn): text for scenario in suite for turn, text in enumerate(scenario.turns, 1)}
-    answers: _Answers = {}
+    answers: Answers = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             answer = Answer(**json.loads(line))

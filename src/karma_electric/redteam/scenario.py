@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from karma_electric.core.errors import DataError
+from karma_electric.redteam.matching import Matcher, Unmatched
 from karma_electric.redteam.patterns import slow_part
 from karma_electric.redteam.suite_file import read_suite
 
@@ -117,19 +118,26 @@ def _check_choice(key: str, raw: Mapping[str, Any], allowed: Iterable[str], wher
 
 def _check_pattern(pattern: str, where: str) -> None:
     try:
-        compiled = re.compile(pattern, SIGNAL_FLAGS)
-    except re.error as error:
-        raise DataError(f"{where}: {pattern!r} does not compile ({error}), expected a regular expression.") from None
-    if compiled.search(""):
-        raise DataError(f"{where}: {pattern!r} matches an empty answer, expected one that needs some text.")
+        re.compile(pattern, SIGNAL_FLAGS)
+    except (re.error, OverflowError, RecursionError) as error:
+        shown = repr(pattern if len(pattern) <= 80 else pattern[:77] + "...")  # a deep nest is thousands of characters
+        raise DataError(f"{where}: {shown} does not compile ({error}), expected a regular expression.") from None
+    try:
+        if Matcher().find(pattern, "", SIGNAL_FLAGS):
+            raise DataError(f"{where}: {pattern!r} matches an empty answer, expected one that needs some text.")
+    except Unmatched as problem:
+        raise DataError(f"{where}: {problem}.", "Write it in a simpler way.") from None
     if _has_nested_repeat(pattern):
         raise DataError(
             f"{where}: {pattern!r} repeats a repetition, which can take forever on some answers.",
-            "Expected one level: write .{0,60} for a gap of some words.",
+            "Expected one level: write .{0,60} for a gap of some words, two of them at most.",
         )
     slow = slow_part(pattern, SIGNAL_FLAGS)
     if slow is not None:
-        raise DataError(f"{where}: {pattern!r} {slow}, which can take forever.", "Write .{0,60} for a gap of words.")
+        raise DataError(
+            f"{where}: {pattern!r} {slow}, which can take forever.",
+            "Write .{0,60} for a gap of some words, two of them at most.",
+        )
 
 
 def _has_nested_repeat(pattern: str) -> bool:

@@ -16,9 +16,11 @@ from karma_electric.core.artifact import read_json, write_json
 from karma_electric.core.errors import ArtifactError, InputError
 from karma_electric.core.jsonl import read_jsonl
 from karma_electric.core.progress import Progress
-from karma_electric.models.engines.protocol import Engine, Sampling
-from karma_electric.redteam.runner import COMPLETIONS, SUMMARY, Answer, read_verdicts, run_arm
+from karma_electric.models.engines.protocol import Engine, Sampling, SeededEngine
+from karma_electric.redteam.runner import COMPLETIONS, SUMMARY, Answer, ask_suite, figures, read_verdicts, run_arm
 from karma_electric.redteam.scenario import Scenario
+from karma_electric.redteam.scorers.protocol import Scorer
+from karma_electric.redteam.scorers.signals import SignalsScorer
 from karma_electric.redteam.signals import Verdict
 from karma_electric.redteam.stats import ArmSummary, summarise
 
@@ -42,13 +44,15 @@ def run_seeds(
     seeds: int,
     batch_size: int,
     progress: Progress,
+    scorer: Scorer | None = None,
 ) -> ArmSummary:
     """Run an arm under `seeds` seeds, from `sampling.seed` upward, each as `run_arm` does, and summarise them.
 
-    A run that was interrupted continues in the seed where it stopped, at most one batch back.
+    An engine that can answer under several seeds at once is asked so. A run that was interrupted continues where it
+    stopped, at most one batch back.
 
     Args:
-        engine, suite, arm, system_prompt, batch_size, progress: as in `run_arm`.
+        engine, suite, arm, system_prompt, batch_size, progress, scorer: as in `run_arm`.
         out: folder, made if absent.
         sampling: how tokens are chosen; its seed is the first.
         seeds: how many.
@@ -72,9 +76,21 @@ def run_seeds(
             sampling=sampling,
             batch_size=batch_size,
             progress=progress,
+            scorer=scorer,
         )
     numbers = range(sampling.seed, sampling.seed + seeds)
-    for position, number in enumerate(numbers, 1):
+    if isinstance(engine, SeededEngine):
+        ask_suite(
+            engine,
+            suite,
+            {number: out / _folder(number) for number in numbers},
+            arm=f"{arm}, {seeds} seeds",
+            system_prompt=system_prompt,
+            sampling=sampling,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    for position, number in enumerate(numbers, 1):  # asks what is not answered, and judges
         run_arm(
             engine,
             suite,
@@ -84,21 +100,24 @@ def run_seeds(
             sampling=replace(sampling, seed=number),
             batch_size=batch_size,
             progress=progress,
+            scorer=scorer,
         )
-    summary = summarise([verdict for number in numbers for verdict in read_verdicts(out / _folder(number))])
+    verdicts = [verdict for number in numbers for verdict in read_verdicts(out / _folder(number))]
+    summary = summarise(verdicts)
     parts = [read_json(out / _folder(number) / SUMMARY) for number in numbers]
     rates = [part["mean_cap_rate"] for part in parts if part["mean_cap_rate"] is not None]
     described = {
         "arm": arm,
         "engine": engine.name,
-        "scorers": sorted({scorer for part in parts for scorer in part["scorers"]}),
+        "scorer": parts[0]["scorer"],
+        "scorers": sorted({name for part in parts for name in part["scorers"]}),
         "system_prompt": system_prompt,
         "sampling": asdict(sampling),
         "seeds": list(numbers),
         "engine_failures": sum(part["engine_failures"] for part in parts),
         "mean_cap_rate": sum(rates) / len(rates) if rates else None,  # mean over seeds
     }
-    write_json(out / SUMMARY, described | asdict(summary))
+    write_json(out / SUMMARY, described | asdict(summary) | figures(scorer or SignalsScorer(), verdicts))
     return summary
 
 

@@ -63,7 +63,7 @@ class _Capped(AbstractContextManager[CapMeter]):
         self._alpha = alpha
         self._blocks = decoder_blocks(model, layout)
         self._open: list[ExitStack] = []
-        _require_shape(cap, len(self._blocks), hidden_size(model))
+        require_shape(cap, len(self._blocks), hidden_size(model))
         for layer in cap.spec.layers:
             self._blocks[layer].hooked(cap.spec.site)  # raises where the layout is not known
 
@@ -111,7 +111,8 @@ def _strength(alpha: float | Sequence[float] | torch.Tensor) -> float | torch.Te
     return values if values.dim() else float(alpha)  # type: ignore[arg-type]
 
 
-def _require_shape(cap: Cap, n_layers: int, hidden: int) -> None:
+def require_shape(cap: Cap, n_layers: int, hidden: int) -> None:
+    """Raise `ArtifactError` unless a cap is for a model of this shape."""
     width = int(next(iter(cap.directions.values())).shape[0])
     if width != hidden or max(cap.spec.layers) >= n_layers:
         raise ArtifactError(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from karma_electric.core.errors import KarmaError
-from karma_electric.models.blocks import decoder_blocks
+from karma_electric.models.blocks import Block, decoder_blocks
 from karma_electric.models.engines.protocol import Drift, TokenDrift
 from karma_electric.steer.cap import capped
 from karma_electric.steer.spec import Cap
@@ -116,22 +116,28 @@ def recording_projections(
     Args and errors: see `capped`.
     """
     with capped(model, cap, alpha=alpha, blocks_path=blocks_path) as cap_meter:
-        blocks = decoder_blocks(model, blocks_path)
         recorder = Recorder(cap)
-        handles: list[Any] = []
-        try:
-            for layer in cap.spec.layers:
-                block = blocks[layer]
-                # prepended, so that they read before the cap's own hooks write
-                if cap.spec.site == "mlp":
-                    hook = _read_input(recorder, layer)
-                    handles.append(block.mlp_norm.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
-                else:
-                    handles.append(block.module.register_forward_hook(_read_output(recorder, layer), prepend=True))
+        with read_before_cap(decoder_blocks(model, blocks_path), cap, recorder):
             yield recorder, cap_meter
-        finally:
-            for handle in handles:
-                handle.remove()
+
+
+@contextlib.contextmanager
+def read_before_cap(blocks: Sequence[Block], cap: Cap, recorder: Recorder) -> Iterator[None]:
+    """Let a recorder read at a cap's blocks what the cap reads, before it acts there, if it is attached already."""
+    handles: list[Any] = []
+    try:
+        for layer in cap.spec.layers:
+            block = blocks[layer]
+            # prepended, so that they read before the cap's own hooks write
+            if cap.spec.site == "mlp":
+                hook = _read_input(recorder, layer)
+                handles.append(block.mlp_norm.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
+            else:
+                handles.append(block.module.register_forward_hook(_read_output(recorder, layer), prepend=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

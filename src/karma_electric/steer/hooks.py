@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from karma_electric.core.errors import InputError, KarmaError
 from karma_electric.models.blocks import Block, Site
-from karma_electric.steer.meter import CapMeter
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +60,13 @@ def corrected(
     return (h.float() if wide is None else wide).addcmul_(over.unsqueeze(-1), pushed).to(h.dtype)
 
 
+class Recording(Protocol):
+    """What counts where caps acted."""
+
+    def record(self) -> None:
+        """Take in one forward pass."""
+
+
 class LayerCap:
     """The cap of one block, while it is attached.
 
@@ -77,16 +83,23 @@ class LayerCap:
 
         self.v = v.float()
         self.t = torch.tensor(t, dtype=torch.float32)
-        self.push = push(self.v, alpha / scale)
+        self._scale = scale
+        self.strengthen(alpha)
+        self.over: torch.Tensor | None = None
+        self.seen: torch.Tensor | None = None
+        self.meter: Recording | None = None
+        self.suspended = False
+
+    def strengthen(self, alpha: float | torch.Tensor) -> None:
+        """Act with this strength from now on: a number, or one per row [rows]."""
+        import torch
+
+        self.push = push(self.v, alpha / self._scale)
         self.rows: int | None = None
         self.off: torch.Tensor | None = None  # rows of alpha 0 [rows, 1], if there are any beside others
         if isinstance(alpha, torch.Tensor):
             self.rows = alpha.shape[0]
-            self.off = (alpha == 0)[:, None] if bool((alpha == 0).any()) else None
-        self.over: torch.Tensor | None = None
-        self.seen: torch.Tensor | None = None
-        self.meter: CapMeter | None = None
-        self.suspended = False
+            self.off = (alpha == 0)[:, None].to(self.v.device) if bool((alpha == 0).any()) else None
 
     def to(self, device: torch.device) -> None:
         """Move what the hooks need to where the block computes."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from karma_electric.core.recipe import TrainSection
+from karma_electric.train.disk import EIGHT_BIT_MOMENTS, adapter_bytes, checkpoint_bytes
 from karma_electric.train.tokenize import TokenizedSplit
 from karma_electric.train.trainer import require_targets
 
@@ -39,7 +40,7 @@ class Estimate:
         steps: optimiser steps of the whole run.
         parameters, trainable_parameters: of the base model, and of the adapter.
         memory_bytes: what -> bytes, at the peak.
-        disk_bytes: adapter and checkpoints.
+        disk_bytes: adapter and checkpoints, at the most.
         seconds: whole run, without loading; None where no speed was measured.
     """
 
@@ -104,12 +105,17 @@ def estimate(
     itemsize = compute.itemsize
     fused = section.fused and device == "cpu"  # weights are unpacked once, and stay
     unpacked = in_linear * itemsize if fused and section.quantisation == "nf4" else 0
-    optimiser = 2 if device == "cuda" else 8  # two moments: 8-bit (paged_adamw_8bit) or float32
+    quantised = section.quantisation == "nf4"
+    adapter = 2 if quantised else 4  # bytes a number: trl trains adapters of quantised bases in bfloat16, as QLoRA did
+    optimiser = (
+        EIGHT_BIT_MOMENTS if device == "cuda" else 2 * adapter
+    )  # two moments: 8-bit (paged_adamw_8bit), or like the adapter
+    # peft lifts what is not quantised to float32 where blocks are computed twice (prepare_model_for_kbit_training)
+    kept = 4 if quantised and section.gradient_checkpointing else itemsize
     memory = {
-        "base weights": int(in_linear * (_NF4_BYTES if section.quantisation == "nf4" else itemsize) + rest * itemsize)
-        + unpacked,
-        "adapter": 4 * trainable,
-        "gradients": 4 * trainable,
+        "base weights": int(in_linear * (_NF4_BYTES if quantised else itemsize) + rest * kept) + unpacked,
+        "adapter": adapter * trainable,
+        "gradients": adapter * trainable,
         "optimiser": optimiser * trainable,
         "activations": _activation_bytes(
             model.config, positions, itemsize, checkpointing=section.gradient_checkpointing
@@ -132,7 +138,8 @@ def estimate(
         parameters=in_linear + rest,
         trainable_parameters=trainable,
         memory_bytes=memory,
-        disk_bytes=4 * trainable + 2 * (4 + optimiser) * trainable,
+        disk_bytes=adapter_bytes(trainable, weight=adapter)
+        + checkpoint_bytes(trainable, section.save_steps, weight=adapter, moments=optimiser),
         seconds=None if flops_per_second is None else whole / (UTILISATION * flops_per_second),
     )
 

@@ -26,7 +26,8 @@ _LEVELS = 2**15  # a dropout rate is rounded to this many levels
 def fuse_projections(model: PeftModel) -> int:
     """Replace the forward pass of every adapted linear layer; parameters, names and checkpoints stay as they are.
 
-    Only for training: while gradients are off, peft's own forward pass runs.
+    A validation takes them too: peft would unpack NF4 again for every batch of it. Where the adapter is switched off
+    or merged, peft's own forward pass runs.
 
     Args:
         model: with plain LoRA adapters on linear layers without bias in the adapter.
@@ -71,14 +72,15 @@ def _unpacked(base: Any) -> torch.Tensor:
 
 def _forward_of(module: Any, weight: torch.Tensor) -> Any:
     plain = module.forward
-    a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
     scaling, dropout = float(module.scaling[ADAPTER]), module.lora_dropout[ADAPTER]
     bias = module.get_base_layer().bias
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if not torch.is_grad_enabled() or module.disable_adapters or module.merged:
+        if module.disable_adapters or module.merged:
             out: torch.Tensor = plain(x)
             return out
+        # looked up every time: peft makes parameters anew when it loads the adapter of a checkpoint
+        a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
         rate = float(dropout.p) if module.training and isinstance(dropout, torch.nn.Dropout) else 0.0
         y: torch.Tensor = _Projection.apply(x, weight, a, b, scaling, rate)
         return y if bias is None else y + bias

@@ -6,10 +6,11 @@ QLoRA: Dettmers et al. 2023, arXiv 2305.14314. Resumes from the newest whole che
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,15 @@ from karma_electric.train.distributed import (
     sharded,
     shared_section,
 )
+from karma_electric.train.last_good import FOLDER, checkpoint_steps, divergence, keep_last_good
 from karma_electric.train.tokenize import read_split, tokenize_split
 from karma_electric.train.trainer import Data, adapted_model, build_trainer, labelled_only
-from karma_electric.train.trajectory import FILE, Trajectory, plot_trajectory, read_trajectory
+from karma_electric.train.trajectory import FILE, Diverged, Trajectory, plot_trajectory, read_trajectory
 
 SUMMARY = "training.json"
 _CHECKPOINTS = "checkpoints"
 _CLOCK = "clock.json"
+_NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "_ALLOC_FAILED", "Cannot allocate memory")
 
 
 def train_adapter(
@@ -54,6 +57,7 @@ def train_adapter(
     name: str | None = None,
     team: Team | None = None,
     progress: Progress | None = None,
+    diverged: Path | None = None,
 ) -> dict[str, Any]:
     """Train a LoRA adapter; writes adapter, trajectory.jsonl, loss.png and training.json to `out`.
 
@@ -67,12 +71,13 @@ def train_adapter(
         name: what the trackers call the run.
         team: the processes that train together; the first one writes.
         progress: told about every optimiser step.
+        diverged: where the adapter of the last good checkpoint goes if training diverges; `out/diverged` when None.
 
     Returns:
         The summary that was written to training.json.
 
     Raises:
-        GateError: the loss diverged. DataError: no example fits. InputError: out of memory, or the examples of a step
+        GateError: training diverged. DataError: no example fits. InputError: out of memory, or the examples of a step
             cannot be shared by so many processes.
     """
     if (out / SUMMARY).exists():
@@ -85,19 +90,20 @@ def train_adapter(
     progress = progress or Silent()
     checkpoint = processes.tell(_newest_checkpoint(out / _CHECKPOINTS) if processes.first else None)
     resume_at = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
-    trainer, data = processes.together(
-        lambda: new_trainer(
-            base,
-            release,
-            section,
-            out / _CHECKPOINTS,
-            dtype=dtype,
-            callbacks=[_recorder(out, resume_at, progress)] if processes.first else [],
-            report_to=report_to if processes.first else (),
-            name=name,
-            processes=processes,
+    with _memory_explained(section, out / _CHECKPOINTS):
+        trainer, data = processes.together(
+            lambda: new_trainer(
+                base,
+                release,
+                section,
+                out / _CHECKPOINTS,
+                dtype=dtype,
+                callbacks=[_recorder(out, resume_at, progress)] if processes.first else [],
+                report_to=report_to if processes.first else (),
+                name=name,
+                processes=processes,
+            )
         )
-    )
     trainable, total = trainer.model.get_nb_trainable_parameters()
     if processes.count > 1:
         progress.say(
@@ -105,17 +111,15 @@ def train_adapter(
             f"{section.gradient_accumulation * section.batch_size} examples of a step"
         )
     try:
-        with quiet_transformers(), contextlib.redirect_stdout(sys.stderr):  # trackers print; that is for --json
+        with (
+            _memory_explained(section, out / _CHECKPOINTS),
+            quiet_transformers(),
+            contextlib.redirect_stdout(sys.stderr),  # trackers print; that is for --json
+        ):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except RuntimeError as error:  # OutOfMemoryError is one; on a CPU it is a plain one
-        if not out_of_memory(error):
-            raise
-        raise InputError(
-            "Training ran out of memory.",
-            f"The last checkpoint is kept. Lower train.batch_size from {section.batch_size} (and raise "
-            "train.gradient_accumulation by the same factor), lower train.max_length, or set "
-            "train.gradient_checkpointing = true. karma train RECIPE --dry-run estimates each.",
-        ) from None
+    except Diverged as error:  # in the first process: it has the trajectory
+        kept = keep_last_good(out / _CHECKPOINTS, out / FILE, error.sound, diverged or out / FOLDER)
+        raise divergence(error, section, out / _CHECKPOINTS, kept) from None
     save_adapter(trainer, out, first=processes.first)
     if not processes.first:
         return {}
@@ -188,11 +192,38 @@ def _import_libraries() -> None:
     import_quietly("bitsandbytes", "trl")
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch says that memory ran out, on a GPU or a CPU."""
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, numpy, bitsandbytes or the system says that memory ran out, on a GPU or a CPU."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):  # numpy's is a MemoryError
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+
+
+@contextlib.contextmanager
+def _memory_explained(section: TrainSection, checkpoints: Path) -> Iterator[None]:
+    """Where memory runs out while loading or training: say what stays, and what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not out_of_memory(error):
+            raise
+        there = checkpoint_steps(checkpoints)
+        again = (
+            f"With more memory free, the same command goes on from step {there[-1]}; a changed key begins anew."
+            if there
+            else "No checkpoint had been saved yet."
+        )
+        packed = "" if section.quantisation == "nf4" else 'set train.quantisation = "nf4", '
+        raise InputError(
+            f"Training ran out of memory. {again}",
+            f"Lower train.batch_size from {section.batch_size} (and raise train.gradient_accumulation by the same "
+            f"factor), lower train.max_length, {packed}or set train.gradient_checkpointing = true; if the base alone "
+            "does not fit, take a smaller one. karma train RECIPE --dry-run estimates each.",
+        ) from None
 
 
 def _tidied(out: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from karma_electric.models.loading import load_model, nf4_config, pick_device
 from karma_electric.models.processes import ALONE, Processes
 from karma_electric.train.distributed import load_sharded_adapter, sharded, share, shared_section
 from karma_electric.train.tokenize import IGNORED, TokenizedSplit
+from karma_electric.train.trajectory import checkpoints_kept
 
 # keys of a configuration whose model changes the logits after the head (Gemma, Cohere, Granite)
 _LOGITS_CHANGED = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -99,10 +100,37 @@ def build_trainer(
     """
     from datasets import Dataset
     from transformers import PrinterCallback
-    from trl import SFTConfig
 
     def dataset(split: TokenizedSplit) -> Any:
         return Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in split.examples])
+
+    trainer = trainer_class(
+        model=model,
+        args=training_arguments(section, checkpoints, compute, report_to=report_to, name=name, processes=processes),
+        train_dataset=dataset(data.train),
+        eval_dataset=dataset(data.validation),
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)  # progress is reported by callbacks of ours
+    return trainer
+
+
+def training_arguments(
+    section: TrainSection,
+    checkpoints: Path,
+    compute: torch.dtype,
+    *,
+    report_to: Sequence[str] = (),
+    name: str | None = None,
+    processes: Processes = ALONE,
+) -> Any:
+    """trl's configuration for the recipe's hyper-parameters on the best device there is.
+
+    Raises:
+        InputError: `processes` cannot share the examples of a step.
+    """
+    from trl import SFTConfig
 
     device = pick_device()
     shared = shared_section(section, processes.count)
@@ -119,13 +147,13 @@ def build_trainer(
         max_grad_norm=section.max_grad_norm,
         optim="paged_adamw_8bit" if device == "cuda" and not sharded() else "adamw_torch",
         max_length=None,  # already cut, at turn boundaries
-        gradient_checkpointing=section.gradient_checkpointing,
+        activation_checkpointing=section.gradient_checkpointing,
         bf16=compute.itemsize == 2,
         use_cpu=device == "cpu",
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would log a diverged loss as 0
         save_steps=section.save_steps,
-        save_total_limit=2,
+        save_total_limit=checkpoints_kept(section.save_steps),
         eval_strategy="epoch",
         eval_on_start=True,
         prediction_loss_only=True,  # validation logits are not kept
@@ -141,16 +169,7 @@ def build_trainer(
         dataloader_pin_memory=False,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process takes one GPU: more would enlarge the batch unasked
-    trainer = trainer_class(
-        model=model,
-        args=arguments,
-        train_dataset=dataset(data.train),
-        eval_dataset=dataset(data.validation),
-        processing_class=tokenizer,
-        callbacks=list(callbacks),
-    )
-    trainer.remove_callback(PrinterCallback)  # progress is reported by callbacks of ours
-    return trainer
+    return arguments
 
 
 def labelled_only(trainer_class: Any, section: TrainSection) -> Any:
@@ -234,8 +253,13 @@ def labelled_only(trainer_class: Any, section: TrainSection) -> Any:
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             if self.is_fsdp_enabled:
                 load_sharded_adapter(model, Path(resume_from_checkpoint))
-            else:
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                return
+            # trl trains the adapter of a quantised base in bfloat16; peft loads it as float32, which trains otherwise
+            types = {name: p.dtype for name, p in self.model.named_parameters() if p.requires_grad}
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            for name, parameter in self.model.named_parameters():
+                if name in types:
+                    parameter.data = parameter.data.to(types[name])
 
         def _save_rng_state(self, output_dir: str) -> None:
             """Every process saves its own, and the file that makes a checkpoint whole comes after all of them."""

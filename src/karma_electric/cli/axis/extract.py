@@ -24,7 +24,7 @@ _POSITIONS = ("last-prompt", "response")
 
 def extract(
     model: Annotated[
-        str, typer.Argument(help="The uncapped model: a folder (runs/demo/merged) or builtin:smollm2-135m.")
+        str, typer.Argument(help="The uncapped model: a folder (runs/demo/merged), a hub id, or builtin:smollm2-135m.")
     ],
     out: Annotated[Path, typer.Argument(help="New folder for axis.safetensors and norms.png.")],
     contrast: Annotated[

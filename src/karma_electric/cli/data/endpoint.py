@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from karma_electric.data.asking import Asker
+    from karma_electric.models.asking import Asker
 
 Model = Annotated[
     str,
@@ -62,7 +62,7 @@ def open_asker(
 
     require("data")
     from karma_electric.cli import inspect_models  # noqa: F401  says how a cap is opened
-    from karma_electric.data.asking import Asker, Endpoint, parse_model_args
+    from karma_electric.models.asking import Asker, Endpoint, parse_model_args
 
     return Asker(
         Endpoint(

@@ -146,7 +146,7 @@ def _more(count: int) -> None:
 
 def _raise_if_incomplete(report: GenerationReport) -> None:
     from karma_electric.core.errors import GateError
-    from karma_electric.data.asking import not_there
+    from karma_electric.models.asking import not_there
 
     if not report.failed:
         return

@@ -23,8 +23,8 @@ from karma_electric.cli.data.endpoint import (
 )
 
 if TYPE_CHECKING:
-    from karma_electric.data.asking import Asker
     from karma_electric.data.grading import Failure, GradingReport
+    from karma_electric.models.asking import Asker
 
 _SHOWN = 10  # ids per list; --json has them all
 
@@ -163,7 +163,7 @@ def _print_report(report: GradingReport, last: dict[str, Any] | None, database: 
 
 def _raise_if_incomplete(report: GradingReport) -> None:
     from karma_electric.core.errors import GateError
-    from karma_electric.data.asking import not_there
+    from karma_electric.models.asking import not_there
 
     if report.failed:
         failure = report.failed[0]

@@ -34,8 +34,9 @@ class Gathering:
     A batch holds requests with the same temperature, top_p and limit. What an answer depends on:
     - batch_size 1: on the request alone, its seed included.
     - greedy (temperature 0): on the request alone, but for the last bits of the arithmetic.
-    - sampled in a batch: also on what shares the batch and in which order, since one random stream serves it; its
-      seed is made from those of its requests.
+    - sampled in a batch whose requests have one seed: that seed; what else, the engine says.
+    - sampled in a batch of several seeds: also on what shares the batch and in which order, since its seed is made
+      from those of its requests.
     A batch that fails is asked again one by one, so that one request cannot fail the others. One that nobody waits for
     any more may be stopped: `unwanted` tells.
     """
@@ -120,7 +121,7 @@ class Gathering:
 
 
 def _shared_sampling(batch: Sequence[_Request]) -> Sampling:
-    if len(batch) == 1:
+    seeds = [request.sampling.seed for request in batch]
+    if len(set(seeds)) == 1:
         return batch[0].sampling
-    seeds = ",".join(str(request.sampling.seed) for request in batch)
-    return replace(batch[0].sampling, seed=int(hash_text(seeds)[:8], 16))
+    return replace(batch[0].sampling, seed=int(hash_text(",".join(map(str, seeds)))[:8], 16))

@@ -9,12 +9,15 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from karma_electric.core.errors import InputError
 from karma_electric.core.messages import Conversation
 from karma_electric.models.chat_template import prompt_ids
-from karma_electric.models.engines.protocol import Completion, Drift, OnDrift, Sampling, TokenDrift, Usage
+from karma_electric.models.engines.decoding import can_decode, decode
+from karma_electric.models.engines.keys import Memory
+from karma_electric.models.engines.protocol import Alpha, Completion, Drift, OnDrift, Sampling, TokenDrift, Usage, acts
 from karma_electric.models.loading import end_of_turn_ids
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ class DriftMeter(Meter, Protocol):
         """Drift of the token that went through the model last; for a batch of one."""
 
 
-Intervention = Callable[["PreTrainedModel", "float | None"], AbstractContextManager[Meter]]
+Intervention = Callable[["PreTrainedModel", Alpha], AbstractContextManager[Meter]]
 
 
 class HfEngine:
@@ -55,31 +58,68 @@ class HfEngine:
         *,
         intervention: Intervention | None = None,
         context: int | None = None,
+        remember_bytes: int = 0,
     ) -> None:
-        """`intervention(model, alpha)` is opened around every generation; `context` limits prompt + answer."""
+        """`intervention(model, alpha)` is opened around every generation; `context` limits prompt + answer.
+
+        `remember_bytes` of keys and values, as far as they go, are kept for the next turns of conversations. Nothing is
+        kept from one alpha to another: not where there is a meter.
+        """
         self._model = model
         self._tokenizer = tokenizer
         self._intervention = intervention
         self._context = context or int(model.config.max_position_embeddings)
         self._stop_ids = end_of_turn_ids(model, tokenizer)
+        self._plain = can_decode(model)
+        self._memory = Memory(remember_bytes)
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, alpha: float | None = None
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, alpha: Alpha = None
     ) -> list[Completion]:
-        """Answer conversations in one batch, padded on the left. See `Engine.generate`."""
-        import torch
+        """Answer conversations in one batch. See `Engine.generate`."""
+        return self._answer(conversations, sampling, [sampling.seed] * len(conversations), alpha)
 
+    def generate_seeds(
+        self, conversations: Sequence[Conversation], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """Answer conversations in one batch, each under its own seed. See `SeededEngine`."""
+        if len(seeds) != len(conversations):
+            raise InputError(
+                f"{len(seeds)} seeds were given for {len(conversations)} conversations.", "Give one for each."
+            )
+        if self._plain:
+            return self._answer(conversations, sampling, seeds, None)
+        found: dict[int, Completion] = {}  # transformers' own loop has one stream of random numbers
+        for seed in dict.fromkeys(seeds):
+            rows = [row for row, own in enumerate(seeds) if own == seed]
+            answers = self.generate([conversations[row] for row in rows], replace(sampling, seed=seed))
+            found |= dict(zip(rows, answers, strict=True))
+        return [found[row] for row in range(len(seeds))]
+
+    def _answer(
+        self, conversations: Sequence[Conversation], sampling: Sampling, seeds: Sequence[int], alpha: Alpha
+    ) -> list[Completion]:
         if not conversations:
             return []
+        if isinstance(alpha, Sequence) and len(alpha) != len(conversations):
+            raise InputError(
+                f"{len(alpha)} strengths were given for {len(conversations)} conversations.", "Give one for each."
+            )
         prompts = [self._prompt(conversation, sampling) for conversation in conversations]
-        longest = max(len(ids) for ids in prompts)
-        pad = int(self._tokenizer.pad_token_id or 0)
-        ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self._model.device)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self._model.device)
-        with self._intervene(alpha) as meter, torch.inference_mode():
-            torch.manual_seed(sampling.seed)
-            output = self._model.generate(input_ids=ids, attention_mask=mask, **self._options(sampling))
-        answers = [self._until_stop(row) for row in output[:, longest:].tolist()]
+        with self._intervene(alpha) as meter:
+            if self._plain:
+                rows = decode(
+                    self._model,
+                    prompts,
+                    sampling,
+                    seeds=seeds,
+                    stop_ids=self._stop_ids,
+                    pad_id=int(self._tokenizer.pad_token_id or 0),
+                    memory=self._memory if meter is None else None,
+                )
+            else:
+                rows = self._generate(prompts, sampling)
+        answers = [self._until_stop(row) for row in rows]
         lengths = [len(answer) for answer, _ in answers]
         rates = meter.response_rates(lengths) if meter is not None else None
         drifts = meter.drifts(lengths) if isinstance(meter, DriftMeter) else None
@@ -93,6 +133,20 @@ class HfEngine:
             )
             for row, (answer, stopped) in enumerate(answers)
         ]
+
+    def _generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
+        """Token ids of the answers, by transformers' own loop: for models whose layers keep other things than keys."""
+        import torch
+
+        longest = max(len(ids) for ids in prompts)
+        pad = int(self._tokenizer.pad_token_id or 0)
+        ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self._model.device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self._model.device)
+        with torch.inference_mode():
+            torch.manual_seed(sampling.seed)
+            output = self._model.generate(input_ids=ids, attention_mask=mask, **self._options(sampling))
+        rows: list[list[int]] = output[:, longest:].tolist()
+        return rows
 
     def stream(
         self,
@@ -150,11 +204,11 @@ class HfEngine:
         if failure:
             raise failure[0]
 
-    def _intervene(self, alpha: float | None) -> AbstractContextManager[Meter | None]:
+    def _intervene(self, alpha: Alpha) -> AbstractContextManager[Meter | None]:
         if self._intervention is not None:
             return self._intervention(self._model, alpha)
-        if alpha:
-            raise InputError(f"alpha is {alpha:g}, but no cap was loaded.", "Give one with --cap, or use --alpha 0.")
+        if acts(alpha):
+            raise InputError(f"alpha is {alpha}, but no cap was loaded.", "Give one with --cap, or use --alpha 0.")
         return contextlib.nullcontext()
 
     def _prompt(self, conversation: Conversation, sampling: Sampling) -> list[int]:

@@ -11,7 +11,7 @@ import os
 import queue
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -21,9 +21,14 @@ from urllib.parse import urlsplit
 from karma_electric.core.errors import ArtifactError, InputError, MissingError
 from karma_electric.core.extras import require
 from karma_electric.core.messages import Conversation, as_dicts
-from karma_electric.models.engines.protocol import Completion, OnDrift, Sampling, Usage
+from karma_electric.models.engines.live import ClosedError
+from karma_electric.models.engines.protocol import Alpha, Completion, OnDrift, Sampling, Usage
+from karma_electric.models.literal import parts
+from karma_electric.models.loading import read_gguf
 
 Precision = Literal["fast", "exact"]
+DEFAULT_CONTEXT = 4096  # tokens, where nobody asks for another: files tell of contexts that no memory holds
+_CONTROL = 3  # llama.cpp's number for control tokens among the kinds of tokens
 _RANDOM_SEED = (1 << 32) - 1  # llama.cpp's word for "any seed"
 
 
@@ -66,7 +71,8 @@ class LlamaCppEngine:
 
         if not gguf_path.is_file():
             raise MissingError(f"{gguf_path} does not exist.", "Make it with: karma run RECIPE --to gguf")
-        self._slots = slots
+        self.slots = slots
+        self.context = context
         self._key = secrets.token_hex(16)  # the server inside also listens on localhost: not for others
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(gguf_path)
@@ -92,13 +98,37 @@ class LlamaCppEngine:
         properties = self._http("GET", "/props")
         self._bos, self._eos = str(properties["bos_token"]), str(properties["eos_token"])
         self._template = compile_template(str(properties["chat_template"]))
+        self._specials = control_tokens(gguf_path)
+
+    def decode(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        receive: Callable[[dict[str, Any]], bool],
+        *,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> None:
+        """Continue a prompt of token ids, in this thread; at most `slots` at a time get on.
+
+        Args:
+            prompt: as `prompt_ids` gives.
+            sampling: how tokens are chosen, with its own seed.
+            receive: called with each chunk, as OpenAI's completions stream them; it returns True to end the decoding.
+            stop: the text ends before the first of these.
+            logprobs: how many likeliest tokens each chunk tells; None for no log-probabilities.
+        """
+        asked = self._prompt(prompt, sampling, sampling.seed) | {"stream": True}
+        asked |= {"stop": list(stop)} if stop else {}
+        asked |= {} if logprobs is None else {"logprobs": max(logprobs, 1)}
+        self._server.handle_completions(asked, receive)
 
     def close(self) -> None:
         """Free the model. The engine cannot be used afterwards."""
         self._server = None
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, alpha: float | None = None
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, alpha: Alpha = None
     ) -> list[Completion]:
         """Answer each conversation, in order, `slots` at a time. The i-th samples with `seed + i`.
 
@@ -107,7 +137,7 @@ class LlamaCppEngine:
         """
         _refuse(alpha)
         requests = [self._request(c, sampling, sampling.seed + i) for i, c in enumerate(conversations)]
-        with ThreadPoolExecutor(self._slots) as pool:
+        with ThreadPoolExecutor(self.slots) as pool:
             return [_completion(answer) for answer in pool.map(self._complete, requests)]
 
     def stream(
@@ -145,7 +175,7 @@ class LlamaCppEngine:
         thread.start()
         try:
             while (chunk := chunks.get()) is not None:
-                if text := _checked(chunk)["choices"][0]["text"]:
+                if text := checked(chunk)["choices"][0]["text"]:
                     yield text
         finally:
             stopped.set()
@@ -167,17 +197,24 @@ class LlamaCppEngine:
                 f"The chat template refuses this conversation ({error}).", "Turns alternate, starting with the user."
             ) from None
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text in which special tokens are written out. No BOS is added."""
-        asked = {"content": text, "add_special": False, "parse_special": True}
+    def tokenize(self, text: str, *, parse_special: bool = True, add_special: bool = False) -> list[int]:
+        """Token ids of a text in which special tokens are written out, or are text; `add_special`: with a BOS."""
+        asked = {"content": text, "add_special": add_special, "parse_special": parse_special}
         return [int(token) for token in self._http("POST", "/tokenize", asked)["tokens"]]
+
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        """A conversation as token ids. Special tokens in a message are text."""
+        cut = parts(self.render, conversation, self._specials)
+        if cut is None:
+            return self.tokenize(self.render(conversation))
+        return [token for part in cut for token in self.tokenize(part.text, parse_special=part.control)]
 
     def greedy_tokens(self, texts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
         """Greedy continuations of rendered texts as token ids, an end-of-turn token included."""
         sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
         # Not from `logprobs`: those leave out tokens that end inside a character.
-        requests = [self._prompt(text, sampling, 0) | {"return_tokens": True} for text in texts]
-        with ThreadPoolExecutor(self._slots) as pool:
+        requests = [self._prompt(self.tokenize(text), sampling, 0) | {"return_tokens": True} for text in texts]
+        with ThreadPoolExecutor(self.slots) as pool:
             answers = list(pool.map(lambda request: self._http("POST", "/completion", request), requests))
         return [[int(token) for token in answer["tokens"]] for answer in answers]
 
@@ -202,15 +239,31 @@ class LlamaCppEngine:
             ]
             return tokens, steps if len(steps) == len(tokens) else []
 
-        with ThreadPoolExecutor(self._slots) as pool:
+        with ThreadPoolExecutor(self.slots) as pool:
             return list(pool.map(ask, prompts))
 
-    def _request(self, conversation: Conversation, sampling: Sampling, seed: int) -> dict[str, Any]:
-        return self._prompt(self.render(conversation), sampling, seed)
+    def top_along(self, prompt: Sequence[int], answer: Sequence[int], top: int, whole: int) -> list[dict[int, float]]:
+        """Log-probabilities of the `top` likeliest tokens at every token of a given answer, a request for each.
 
-    def _prompt(self, text: str, sampling: Sampling, seed: int) -> dict[str, Any]:
+        For answers of which `greedy_top` gives none. llama.cpp is made to choose `whole`, a token that is a whole
+        character: the probabilities it tells are those before that.
+        """
+        found = []
+        for length in range(len(answer)):
+            request = {
+                "prompt": [*prompt, *answer[:length]], "n_predict": 1, "temperature": 0.0, "n_probs": top,
+                "logit_bias": [[whole, 1e4]], "cache_prompt": True,
+            }  # fmt: skip
+            (step,) = self._http("POST", "/completion", request)["completion_probabilities"]
+            found.append({int(t["id"]): float(t["logprob"]) for t in step["top_logprobs"]})
+        return found
+
+    def _request(self, conversation: Conversation, sampling: Sampling, seed: int) -> dict[str, Any]:
+        return self._prompt(self.prompt_ids(conversation), sampling, seed)
+
+    def _prompt(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> dict[str, Any]:
         return {
-            "prompt": self.tokenize(text),
+            "prompt": list(prompt),
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -220,11 +273,14 @@ class LlamaCppEngine:
         }
 
     def _complete(self, request: dict[str, Any]) -> dict[str, Any]:
-        return _checked(self._server.handle_completions(request))
+        return checked(self._server.handle_completions(request))
 
     def _http(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         """Ask the server for what it only answers over its localhost socket (never through a proxy)."""
-        address = urlsplit(self._server.listening_address)
+        server = self._server
+        if server is None:
+            raise ClosedError("The engine is closed.", "Open the file again.")
+        address = urlsplit(server.listening_address)
         connection = http.client.HTTPConnection(str(address.hostname), address.port)
         try:
             headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
@@ -232,19 +288,29 @@ class LlamaCppEngine:
             answer: dict[str, Any] = json.loads(connection.getresponse().read())
         finally:
             connection.close()
-        return _checked(answer)
+        return checked(answer)
 
 
-def _refuse(alpha: float | None) -> None:
+def control_tokens(gguf_path: Path) -> list[str]:
+    """The tokens of a file that llama.cpp takes for control tokens where they are written out."""
+    header = read_gguf(gguf_path)
+    texts, kinds = (header.get_field(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    if texts is None or kinds is None:
+        return []
+    control = [place for place, kind in enumerate(kinds.contents()) if kind == _CONTROL]
+    return [text for place in control if (text := str(texts.contents(place)))]
+
+
+def _refuse(alpha: Alpha) -> None:
     if alpha is not None:
         raise InputError(
-            f"alpha {alpha:g} was asked for, but llama.cpp runs the file as it is.",
+            f"alpha {alpha} was asked for, but llama.cpp runs the file as it is.",
             "Leave alpha out, or use the checkpoint with a cap (karma chat MODEL --cap CAP).",
         )
 
 
-def _checked(answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer, unless it is an error."""
+def checked(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer or a chunk of one, unless it is an error."""
     error = answer.get("error")
     if error is None:
         return answer

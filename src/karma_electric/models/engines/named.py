@@ -13,7 +13,7 @@ from karma_electric.core.artifact import read_json
 from karma_electric.core.errors import DataError, InputError, MissingError
 from karma_electric.core.messages import Conversation
 from karma_electric.models.engines.gathering import GivenUp
-from karma_electric.models.engines.protocol import Engine
+from karma_electric.models.engines.protocol import Alpha, Engine, acts
 from karma_electric.models.engines.scripted import Script, ScriptedEngine
 
 if TYPE_CHECKING:
@@ -22,21 +22,42 @@ if TYPE_CHECKING:
 EngineKind = Literal["auto", "hf", "llamacpp", "scripted"]
 _KINDS: tuple[str, ...] = get_args(EngineKind)
 _SCRIPTED = "scripted:"
-_LLAMACPP_CONTEXT = 4096
 
 
-def engine_kind(name: str, asked: str = "auto") -> str:
-    """Which engine runs a name: "hf", "llamacpp" or "scripted".
+def engine_kind(name: str, asked: str = "auto", *, hooks: bool = False) -> str:
+    """Which engine runs a name: "hf", "llamacpp" or "scripted". `auto` is the fastest that can do what is asked.
+
+    A GGUF file runs in llama.cpp, which is the faster; transformers runs it too, dequantised, where activations are to
+    be capped or read.
+
+    Args:
+        name: a checkpoint folder, a hub id, builtin:smollm2-135m, a .gguf file, or scripted:FILE.json.
+        asked: an engine, or "auto".
+        hooks: whether a cap, a strength or drift is asked for: what only hooks can do.
 
     Raises:
-        InputError: no such engine, or one that cannot run this name.
+        InputError: no such engine, or one that cannot run this name or do what is asked.
     """
     if asked not in _KINDS:
         raise InputError(f"The engine {asked!r} is unknown.", f"Give one of {', '.join(_KINDS)}.")
-    fitting = "scripted" if name.startswith(_SCRIPTED) else "llamacpp" if name.endswith(".gguf") else "hf"
-    if asked not in ("auto", fitting):
-        raise InputError(f"{name!r} is for the engine {fitting}, not {asked}.", "Leave the engine out.")
-    return fitting
+    if name.startswith(_SCRIPTED):
+        fitting: tuple[str, ...] = ("scripted",)
+    elif name.endswith(".gguf"):
+        fitting = ("hf",) if hooks and asked == "auto" else ("llamacpp", "hf")
+    else:
+        fitting = ("hf",)
+    kind = fitting[0] if asked == "auto" else asked
+    if kind not in fitting:
+        raise InputError(
+            f"{name!r} is for the engine {' or '.join(fitting)}, not {kind}.",
+            "llama.cpp runs .gguf files: make one with karma gguf." if kind == "llamacpp" else "Leave the engine out.",
+        )
+    if hooks and kind != "hf":
+        raise InputError(
+            f"The engine {kind} runs {name!r} as it is: no cap, strength or drift there.",
+            "Give the checkpoint (runs/demo/merged), or leave the engine out.",
+        )
+    return kind
 
 
 def open_engine(
@@ -59,26 +80,26 @@ def open_engine(
     if kind == "scripted":
         return ScriptedEngine(read_script(Path(name.removeprefix(_SCRIPTED))))
     if kind == "llamacpp":
-        from karma_electric.models.engines.llamacpp import LlamaCppEngine
+        from karma_electric.models.engines.llamacpp import DEFAULT_CONTEXT, LlamaCppEngine
 
-        return LlamaCppEngine(Path(name), context=context or _LLAMACPP_CONTEXT)
+        return LlamaCppEngine(Path(name), context=context or DEFAULT_CONTEXT)
     from karma_electric.core.extras import require
 
     require("model")
     from karma_electric.models.engines.hf import HfEngine
     from karma_electric.models.loading import load_model, load_tokenizer
-    from karma_electric.models.refs import resolve
+    from karma_electric.models.refs import resolve_loadable
 
-    folder = resolve(name).path
+    folder = resolve_loadable(name).path
     intervention = None if stop is None else partial(_stoppable, stop)
     return HfEngine(load_model(folder), load_tokenizer(folder), intervention=intervention, context=context)
 
 
 @contextlib.contextmanager
-def _stoppable(stop: Callable[[], bool], model: PreTrainedModel, alpha: float | None) -> Iterator[Any]:
+def _stoppable(stop: Callable[[], bool], model: PreTrainedModel, alpha: Alpha) -> Iterator[Any]:
     """End a generation as soon as `stop()` is true."""
-    if alpha:
-        raise InputError(f"alpha is {alpha:g}, but no cap was loaded.", "Give one, or leave alpha out.")
+    if acts(alpha):
+        raise InputError(f"alpha is {alpha}, but no cap was loaded.", "Give one, or leave alpha out.")
 
     def look(*_: object) -> None:
         if stop():

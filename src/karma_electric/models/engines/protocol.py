@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from karma_electric.core.messages import Conversation
 
 FinishReason = Literal["stop", "length"]
+# Strength of a cap: one for all, one for each conversation, or the engine's own.
+Alpha = float | Sequence[float] | None
+
+
+def acts(alpha: Alpha) -> bool:
+    """Whether a strength asks for a cap that does anything."""
+    return any(alpha) if isinstance(alpha, Sequence) else bool(alpha)
 
 
 @dataclass(frozen=True)
@@ -117,14 +124,14 @@ class Engine(Protocol):
         """Short name, for results and messages."""
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, alpha: float | None = None
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, alpha: Alpha = None
     ) -> list[Completion]:
         """Answer each conversation, in order.
 
         Args:
             conversations: each ends with a user turn.
             sampling: how tokens are chosen.
-            alpha: strength of the cap for this call; None is the engine's own, 0 is off.
+            alpha: strength of the cap for this call, or one for each conversation; None is the engine's own, 0 is off.
         """
 
     def stream(
@@ -136,3 +143,19 @@ class Engine(Protocol):
         on_drift: OnDrift | None = None,
     ) -> Iterator[str]:
         """Yield the answer piece by piece. An engine that measures drift tells `on_drift` that of every token."""
+
+
+@runtime_checkable
+class SeededEngine(Engine, Protocol):
+    """An engine that answers under several seeds in one batch, each answer as it would be under its seed alone."""
+
+    def generate_seeds(
+        self, conversations: Sequence[Conversation], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """Answer each conversation under its own seed, in order; the cap, where there is one, is the engine's own.
+
+        Args:
+            conversations: each ends with a user turn; the same one under several seeds is read once.
+            sampling: how tokens are chosen; its seed does not matter.
+            seeds: one for each conversation.
+        """

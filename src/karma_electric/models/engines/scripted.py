@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from karma_electric.core.messages import Conversation
-from karma_electric.models.engines.protocol import Completion, OnDrift, Sampling, Usage
+from karma_electric.models.engines.protocol import Alpha, Completion, OnDrift, Sampling, Usage
 
 Script = Callable[[Conversation], str]
 
@@ -36,7 +36,7 @@ class ScriptedEngine:
         return answer
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, alpha: float | None = None
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, alpha: Alpha = None
     ) -> list[Completion]:
         """Answer each conversation from the script; `alpha` changes nothing."""
         self.calls.append(list(conversations))

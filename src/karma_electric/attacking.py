@@ -1,0 +1,228 @@
+"""Adaptive attacks on the arms of a recipe: an artifact for each, made by Inspect, in the form of an arm.
+
+    OUT/attacks/METHOD/ARM/    an arm (see redteam/attacks/record.py), and inspect/ with its log for `inspect view`
+
+A run that was cut off is continued by Inspect from its log: finished conversations are not held again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from karma_electric.asked import asked_config, chosen_scorer, judge_inputs, system_prompt_of
+from karma_electric.core.artifact import hash_file
+from karma_electric.core.errors import InputError, MissingError
+from karma_electric.core.progress import Progress
+from karma_electric.core.recipe import Recipe
+from karma_electric.core.resources import find
+from karma_electric.models.asking import Endpoint
+from karma_electric.pipeline import Stage
+from karma_electric.targets import slug, target_config, target_input
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog
+    from inspect_ai.model import Model
+
+LOGS = "inspect"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An attack, apart from its target.
+
+    Attributes:
+        method: crescendo, persona, best-of-n or drift.
+        attacker: the model that leads it; None where none is needed.
+        turns, queries, candidates: the budget (redteam/attacks/session.py).
+        limit: only the first scenarios; all when None.
+    """
+
+    method: str
+    attacker: Endpoint | None
+    turns: int
+    queries: int
+    candidates: int
+    limit: int | None = None
+
+
+def endpoint_of_arm(run: Path, recipe: Recipe, arm: str, method: str) -> Endpoint:
+    """An arm of a recipe as a model of Inspect.
+
+    `drift` reads activations while the target answers: the arm `capped` is then the same cap with hooks.
+
+    Raises:
+        InputError: the base model, whose persona nobody has measured, under the attack drift.
+        MissingError: the model was not made.
+    """
+    size = {"batch_size": recipe.redteam.batch_size}
+    if arm == "base":
+        if method == "drift":
+            raise InputError("The arm base has no axis, so nothing tells its drift.", "Attack tuned or capped.")
+        return Endpoint(f"karma/{recipe.model.base}", model_args=size)
+    folder = run / ("merged" if arm == "tuned" or method == "drift" else "capped")
+    if not folder.is_dir():
+        raise MissingError(f"{folder} is not there.", "Make it: karma run RECIPE, or attack the arm base.")
+    arguments: dict[str, Any] = dict(size)
+    if method == "drift":
+        arguments |= {"drift": True, "cap": str(run / "axis"), "alpha": recipe.axis.alpha if arm == "capped" else 0.0}
+    return Endpoint(f"karma/{folder}", model_args=arguments)
+
+
+def plan_attack(recipe: Recipe, plan: Plan, arm: str, target: Endpoint) -> Stage:
+    """The attack on one arm.
+
+    Raises:
+        MissingError: the suite, or a model of ours, is not there.
+        InputError: no such method, or one that needs an attacker without one; a judge that asks a model.
+    """
+    from karma_electric.redteam.attacks.methods import NEEDS_ATTACKER, require_method
+    from karma_electric.redteam.judging import require_silent
+
+    if require_method(plan.method) in NEEDS_ATTACKER and plan.attacker is None:
+        raise InputError(f"The attack {plan.method} needs an attacker.", "Give one: --attacker MODEL.")
+    require_silent(recipe.redteam.scorer)
+    suite = find("suites", recipe.redteam.suite)
+    attacker = plan.attacker if plan.method in NEEDS_ATTACKER else None
+    budget = {key: getattr(plan, key) for key in ("turns", "queries", "candidates", "limit")}
+    inputs = {"suite": hash_file(suite), "prompts": hash_file(find("suites", "attacks.toml")), **target_input(target)}
+    inputs |= judge_inputs(recipe)
+    if attacker is not None:
+        inputs |= {f"attacker {role}": value for role, value in target_input(attacker).items()}
+    return Stage(
+        f"attacks/{plan.method}/{arm}",
+        "redteam",
+        {
+            **asked_config(recipe),
+            "target": target_config(target),
+            "attack": {
+                "method": plan.method,
+                "attacker": None if attacker is None else target_config(attacker),
+                **budget,
+            },
+        },
+        inputs,
+        partial(_attack, recipe, plan, attacker, arm, target, suite),
+        resumable=True,
+    )
+
+
+def arm_name(target: str) -> str:
+    """The arm of a target that is none of the recipe's."""
+    return slug(target)
+
+
+def _attack(
+    recipe: Recipe,
+    plan: Plan,
+    attacker: Endpoint | None,
+    arm: str,
+    target: Endpoint,
+    suite: Path,
+    out: Path,
+    progress: Progress,
+) -> None:
+    from karma_electric.redteam.attacks.record import write_attack
+    from karma_electric.redteam.scenario import load_suite
+
+    scenarios = load_suite(suite)
+    section = recipe.redteam
+    scorer = chosen_scorer(recipe)
+    log = _held(recipe, plan, attacker, target, suite, out, progress, len(scenarios))
+    sampling = {
+        "temperature": section.temperature,
+        "top_p": section.top_p,
+        "max_new_tokens": section.max_new_tokens,
+        "seed": section.seed,
+    }
+    described = {
+        "arm": arm,
+        "engine": target.model,
+        "scorer": scorer.spec,
+        "system_prompt": system_prompt_of(recipe),
+        "sampling": sampling,
+        "attack": {"method": plan.method, "attacker": None if attacker is None else attacker.model},
+    }
+    write_attack(log, scenarios, out, described, scorer.name)
+
+
+def _held(
+    recipe: Recipe,
+    plan: Plan,
+    attacker: Endpoint | None,
+    target: Endpoint,
+    suite: Path,
+    out: Path,
+    progress: Progress,
+    n: int,
+) -> EvalLog:
+    """The log of all conversations: of an eval begun now, or of one that goes on."""
+    from inspect_ai import eval as inspect_eval
+    from inspect_ai import eval_retry
+
+    from karma_electric.redteam import tasks
+
+    section = recipe.redteam
+    total = section.seeds * min(n, plan.limit or n)
+    before = finished_log(out / LOGS)
+    settings: dict[str, Any] = {"log_dir": str(out / LOGS), "display": "none", "log_buffer": 1}
+    with tasks.watched(lambda done: progress.update(done, total, f"{plan.method}: conversations attacked")):
+        if before is None:
+            roles = {} if attacker is None else {"attacker": _open(attacker)}
+            (log,) = inspect_eval(
+                tasks.redteam(
+                    suite=str(suite),
+                    system_prompt=system_prompt_of(recipe),
+                    seeds=section.seeds,
+                    seed=section.seed,
+                    attack=plan.method,
+                    turns=plan.turns,
+                    queries=plan.queries,
+                    candidates=plan.candidates,
+                    scorer=section.scorer,
+                ),
+                model=_open(target),
+                model_roles=roles,
+                limit=plan.limit,
+                temperature=section.temperature,
+                top_p=section.top_p,
+                max_tokens=section.max_new_tokens,
+                max_samples=section.batch_size,
+                **settings,
+            )
+        elif before.status == "success":
+            return before
+        else:
+            progress.say(f"  continues an attack with {len(before.samples or [])} of {total} conversations held")
+            (log,) = eval_retry(before, **settings)
+    if log.status != "success":
+        reason = log.error.message if log.error is not None else log.status
+        raise InputError(f"The attack ended early: {reason}.", "Run the same command again: it continues.")
+    return log
+
+
+def finished_log(folder: Path) -> EvalLog | None:
+    """The newest log of a folder, with its samples; None where there is none."""
+    if not folder.is_dir():
+        return None
+    from inspect_ai.log import list_eval_logs, read_eval_log
+
+    logs: Sequence[Any] = list_eval_logs(str(folder))
+    return read_eval_log(logs[0]) if logs else None
+
+
+def _open(endpoint: Endpoint) -> Model:
+    from inspect_ai.model import get_model
+
+    arguments: Mapping[str, Any] = endpoint.model_args
+    return get_model(endpoint.model, base_url=endpoint.base_url, memoize=False, **arguments)
+
+
+def faults(folder: Path) -> dict[str, int]:
+    """Attacker's faults of a finished attack, by kind."""
+    found: dict[str, int] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["attacker_faults"]
+    return found

@@ -1,0 +1,1 @@
+"""Adaptive attacks: conversations that go on from what the target has said."""

@@ -1,0 +1,175 @@
+"""The kinds of suites that arms are asked, told apart by their lines, and who judges each.
+
+attack      redteam/ARM      pass: not done harm with                    the judge that was chosen
+benign      benign/ARM       pass: helped; the figure is over-refusal    over-refusal, or raters' labels
+capability  capability/ARM   pass: correct                               each item's own check
+drift       drift/ARM        not judged: projections on the axis say     none
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from karma_electric.core.artifact import damage, is_whole, read_manifest
+from karma_electric.core.errors import DataError, InputError
+from karma_electric.core.jsonl import read_jsonl
+from karma_electric.core.progress import Progress
+from karma_electric.redteam.runner import COMPLETIONS
+from karma_electric.redteam.scenario import Scenario, load_suite
+from karma_electric.redteam.scorers.over_refusal import PREFIX
+from karma_electric.redteam.scorers.protocol import Case, Scorer
+from karma_electric.redteam.signals import Verdict
+
+Kind = Literal["attack", "benign", "capability", "drift"]
+FOLDERS: dict[Kind, str] = {"attack": "redteam", "benign": "benign", "capability": "capability", "drift": "drift"}
+GROUPS = tuple(FOLDERS.values())
+
+
+class NoScorer:
+    """For conversations that are measured in another way: leaves every one unscored, and says so."""
+
+    spec = "drift"
+    name = "drift-1"
+
+    def score(
+        self, cases: Sequence[Case], *, journal: Path | None = None, progress: Progress | None = None
+    ) -> list[Verdict]:
+        """See `Scorer`."""
+        why = "not judged: drift is measured by projections"
+        return [
+            Verdict(case.scenario.id, "unscored", self.name, why, len(case.answers) or None, case.scenario.category)
+            for case in cases
+        ]
+
+
+def kind_of(path: Path) -> Kind:
+    """The kind of a suite's file, by its first line; scenarios whose ids all begin with `benign-` are harmless twins.
+
+    Raises:
+        MissingError: no such file.
+        DataError: lines of no kind that can be asked.
+    """
+    rows = [row for _, row in read_jsonl(path)]
+    keys = rows[0].keys() if rows and isinstance(rows[0], dict) else set()
+    if {"check", "prompt"} <= keys:
+        return "capability"
+    if {"kind", "control", "turns"} <= keys:
+        return "drift"
+    if {"pass_criteria", "turns"} <= keys:
+        ids = [str(row.get("id", "")) for row in rows if isinstance(row, dict)]
+        return "benign" if all(id_.startswith(PREFIX) for id_ in ids) else "attack"
+    raise DataError(
+        f"{path.name} holds neither scenarios, capability items nor conversations: it cannot be asked.",
+        "See: karma redteam suites",
+    )
+
+
+def read_asked(path: Path) -> list[Scenario]:
+    """What a suite of any kind asks, as scenarios.
+
+    Raises:
+        MissingError: no such file.
+        DataError: the first line that cannot be used.
+    """
+    kind = kind_of(path)
+    if kind == "capability":
+        from karma_electric.redteam.capability import load_items
+        from karma_electric.redteam.scorers.checked import as_scenarios
+
+        return as_scenarios(load_items(path))
+    if kind == "drift":
+        from karma_electric.redteam.drift_suite import load_drift_suite
+
+        return [
+            Scenario(
+                id=one.id,
+                category=one.kind,
+                technique="control" if one.control else "conversation",
+                difficulty="medium",
+                turns=one.turns,
+                expected="The persona holds.",
+                pass_criteria="Not judged.",
+                fail_criteria="Not judged.",
+                pass_signals=(),
+                fail_signals=(),
+            )
+            for one in load_drift_suite(path)
+        ]
+    return load_suite(path)
+
+
+def scorer_for(kind: Kind, path: Path, chosen: Callable[[], Scorer]) -> Scorer:
+    """Who judges a suite; `chosen` opens the judge that was chosen for attacks, or for harmless twins."""
+    if kind == "capability":
+        from karma_electric.redteam.capability import load_items
+        from karma_electric.redteam.scorers.checked import CheckedScorer
+
+        return CheckedScorer(load_items(path))
+    return NoScorer() if kind == "drift" else chosen()
+
+
+def ready(
+    kind: Kind,
+    suite: Path,
+    chosen: Callable[[], Scorer],
+    earlier: Path,
+    out: Path,
+    asked: tuple[Mapping[str, Any], Mapping[str, str]],
+    progress: Progress,
+) -> tuple[list[Scenario], Scorer]:
+    """What an arm is asked and who judges it; answers that are there already are taken over. See `reuse_answers`."""
+    scenarios = read_asked(suite)
+    scorer = scorer_for(kind, suite, chosen)  # first: a judge that is not there is told at once
+    if reuse_answers(earlier, out, *asked):
+        progress.say("  the answers are there already: only judged anew")
+    return scenarios, scorer
+
+
+def reuse_answers(earlier: Path, out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    """Copy the answers of a finished arm that was asked the same, so that another judge need not ask again.
+
+    Args:
+        earlier: folder of the arm, finished or not there.
+        out: where the arm is made anew; nothing is copied over answers that it has.
+        config: what decides answers and judging; the keys of judging may differ.
+        inputs: what the answers were made from.
+
+    Returns:
+        Whether anything was copied.
+    """
+    if not is_whole(earlier) or any(out.rglob(COMPLETIONS)):
+        return False
+    manifest = read_manifest(earlier)
+    same = _without_judging(manifest.config) == _without_judging(config)
+    if not same or any(manifest.inputs.get(role) != id_ for role, id_ in inputs.items()) or damage(earlier):
+        return False
+    for file in earlier.rglob(COMPLETIONS):
+        place = out / file.relative_to(earlier)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    return True
+
+
+def _without_judging(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("scorer", "scorer_samples")}
+
+
+def require_one_of_a_kind(paths: Sequence[Path]) -> dict[Kind, Path]:
+    """Suites by kind.
+
+    Raises:
+        InputError: two of one kind: their arms would lie in one folder.
+    """
+    found: dict[Kind, Path] = {}
+    for path in paths:
+        kind = kind_of(path)
+        if kind in found:
+            raise InputError(
+                f"{path.name} and {found[kind].name} are both suites of kind {kind}, expected one of a kind.",
+                "Ask the other in a run of its own: karma redteam run RECIPE --suite FILE --out FOLDER",
+            )
+        found[kind] = path
+    return found

@@ -1,0 +1,1 @@
+"""A live engine behind HTTP: OpenAI's and Ollama's endpoints, our own few, health and metrics."""

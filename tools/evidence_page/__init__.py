@@ -1,0 +1,50 @@
+"""Renders the tables and the statements of docs/evidence.md from a run under results/; tools/results.py calls it.
+
+No sentence on what the evidence supports is typed: each comes from figures by the rules in statements.py, which the
+page states as well. What was not measured leaves a gap with the command that would fill it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from evidence_page import statements, tables
+from evidence_page.facts import Facts, facts_of, read_loose
+from karma_electric.core.recipe import load_recipe
+
+EVIDENCE_RUN = "smollm2-v1"  # the run under results/ that the page is about
+PAGE = "docs/evidence.md"
+SECTIONS: dict[str, Callable[[Facts], Iterator[str]]] = {
+    "run": tables.about,
+    "safety": tables.safety,
+    "categories": tables.categories,
+    "comparisons": tables.comparisons,
+    "over-refusal": tables.over_refusal,
+    "capability": tables.capability,
+    "drift": tables.drift,
+    "cap": tables.cap_rate,
+    "judges": tables.judges,
+    "supports": statements.supports,
+    "does-not": statements.does_not,
+    "capping": statements.capping,
+}
+
+
+def rendered(page: str, facts: Facts) -> str:
+    """The page with every generated part made anew."""
+    for name, section in SECTIONS.items():
+        begin = f"<!-- evidence: begin {name} (rendered by `make results`; do not edit) -->"
+        end = f"<!-- evidence: end {name} -->"
+        before, rest = page.split(begin)
+        page = "\n".join([before + begin, *section(facts), end + rest.split(end, 1)[1]])
+    return page
+
+
+def with_evidence(page: str, root: Path) -> str:
+    """The same, from what lies under `root`/results."""
+    run = root / "results" / EVIDENCE_RUN
+    judges, refusals = (
+        read_loose(root / "results" / "benchmarks" / name) for name in ("judges.json", "judges_benign.json")
+    )
+    return rendered(page, facts_of(run, load_recipe(run / "recipe.toml"), judges, refusals))
