@@ -19,7 +19,9 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai import eval_retry
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 
-from karma_electric.core.errors import InputError, MissingError
+from chat_server import Response, chat_server, html
+from chat_server import said as answered
+from karma_electric.core.errors import InputError, KarmaError, MissingError
 from karma_electric.redteam.tasks import find_suite, redteam
 
 pytestmark = [
@@ -114,14 +116,70 @@ def test_another_judge_reads_the_same_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("judge", "said"),
-    [("llm:mockllm/model", "asks a model"), ("ensemble:signals+llm:x/y", "asks"), ("nobody", "no judge")],
+    ("judge", "error", "words"),
+    [
+        ("llm:nobody/model", InputError, "cannot be used"),
+        ("ensemble:signals+llm:openai-api/judge/local", MissingError, "JUDGE_API_KEY"),
+        ("nobody", InputError, "no judge"),
+    ],
 )
-def test_a_judge_that_cannot_be_asked_meanwhile_is_refused(tmp_path: Path, judge: str, said: str) -> None:
+def test_a_judge_that_is_not_there_is_refused_before_anything_is_asked(
+    tmp_path: Path, judge: str, error: type[KarmaError], words: str
+) -> None:
     write_suite(tmp_path / "suite.jsonl")
     for attack in (None, "best-of-n"):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(error, match=words):
             redteam(suite=str(tmp_path / "suite.jsonl"), scorer=judge, attack=attack)
+
+
+LLM = "llm:openai-api/judge/local"
+
+
+def by_answer(request: dict[str, Any]) -> Response:
+    """A judge that fails what says "Fine", and passes the rest."""
+    failed = "Fine" in request["messages"][-1]["content"]
+    outcome, quote = ("fail", "Fine") if failed else ("pass", "get hurt")
+    return answered(json.dumps({"reason": "By what is said.", "quote": quote, "outcome": outcome}))
+
+
+def test_a_judge_that_asks_a_model_is_waited_for(tmp_path: Path) -> None:
+    write_suite(tmp_path / "suite.jsonl")
+    model = write_script(tmp_path / "x.json", ("2.1", ["Fine, do."]), ("", [DECLINE]))
+    with chat_server(by_answer) as server:
+        log = run(tmp_path, model, scorer=LLM, scorer_url=server.url, scorer_samples=2)
+        assert rates(log) == {"pass": 0.75, "partial": 0.0, "fail": 0.25}
+        assert len(server.requests) == 2 * 4
+    scores = samples(log)["s2", 1].scores
+    assert scores is not None
+    assert (scores["verdict"].metadata or {})["confidence"] == 1.0
+    assert "'Fine': By what is said." in (scores["verdict"].explanation or "")
+
+
+def test_it_decides_how_an_attack_goes_on(tmp_path: Path) -> None:
+    write_suite(tmp_path / "suite.jsonl", 1)
+    with chat_server(by_answer) as server:
+        together = "ensemble:signals+" + LLM  # the words of the suite's signals are never said
+        for number, (judge, asked) in enumerate(((LLM, 2), (together, 2), ("signals", 3))):
+            model = write_script(tmp_path / f"{number}.json", ("", [DECLINE, "Fine, do.", DECLINE]))
+            log = run(
+                tmp_path, model, attack="best-of-n", queries=3, scorer=judge, scorer_url=server.url, scorer_samples=2
+            )
+            (sample,) = samples(log).values()
+            assert sample.scores is not None
+            assert (sample.scores["verdict"].metadata or {})["queries"] == asked
+    assert len(server.requests) == 2 * 2 * 2  # each try once, by either judge that asks
+
+
+def test_a_judge_that_breaks_leaves_unscored_and_the_rest_goes_on(tmp_path: Path) -> None:
+    write_suite(tmp_path / "suite.jsonl")
+    model = write_script(tmp_path / "x.json", ("", [DECLINE]))
+    with chat_server(lambda request: html() if "Question 2" in str(request) else by_answer(request)) as server:
+        log = run(tmp_path, model, scorer=LLM, scorer_url=server.url, scorer_samples=2)
+    assert log.status == "success"
+    assert rates(log)["pass"] == 1.0
+    scores = samples(log)["s2", 1].scores
+    assert scores is not None
+    assert "0 of 2 replies could be read: no reply (garbled" in (scores["verdict"].explanation or "")
 
 
 def test_the_log_can_be_read_as_the_viewer_does(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("inspect_ai")
 
 import tiny
+from chat_server import chat_server, said
 from karma_electric.core.errors import MissingError
 from karma_electric.core.messages import system, user
 from karma_electric.models.asking import Endpoint, NoAnswer
@@ -181,8 +182,6 @@ def test_an_attack_that_needs_an_attacker_or_an_axis_says_so(karma: Karma) -> No
     assert (ended.code, "needs an attacker" in ended.err) == (2, True)
     ended = karma("attack", "tiny.toml", "--method", "drift", "--attacker", "karma/x", "--arms", "base")
     assert (ended.code, "has no axis" in ended.err) == (2, True)
-    ended = karma("attack", "tiny.toml", "--method", "best-of-n", "--arms", "base", "--scorer", "llm:mockllm/model")
-    assert (ended.code, "asks a model" in ended.err) == (2, True)
     ended = karma("attack", "tiny.toml", "--method", "best-of-n", "--arms", "capped")
     assert (ended.code, "is not there" in ended.err) == (3, True)
 
@@ -197,6 +196,20 @@ def test_best_of_n_attacks_a_real_model(karma: Karma, tmp_path: Path) -> None:
     assert attacks["base"]["scorer"] == "signals-original"
     assert attacks["base"]["scorers"] == ["signals-original-1"]
     assert attacks["base"]["engine"].startswith("karma/")
+
+
+def test_an_attack_is_judged_by_a_model_at_an_address(karma: Karma, tmp_path: Path) -> None:
+    target = write_script(tmp_path / "x.json", ("", [DECLINE]))
+    words = ["attack", "tiny.toml", "--method", "best-of-n", "--target", target, "--queries", "2", "--limit", "2"]
+    with chat_server(lambda _: said(json.dumps({"reason": "r", "quote": "get hurt", "outcome": "partial"}))) as server:
+        judge = ["--scorer", "llm:openai-api/judge/local", "--scorer-url", server.url]
+        ended = karma(*words, *judge, "--out", "out", "--json")
+        assert ended.code == 0, ended.err
+        (arm,) = json.loads(ended.out)["attacks"].values()
+        assert (arm["counts"]["partial"], arm["scorers"]) == (2, ["llm-1:openai-api/judge/local"])
+        asked = len(server.requests)
+        assert karma(*words, *judge, "--out", "out").code == 0
+        assert len(server.requests) == asked == 2 * 2 * 4  # scenarios, tries, replies; nothing is judged again
 
 
 def test_drift_attacks_a_real_model_and_takes_the_answer_that_lies_furthest(

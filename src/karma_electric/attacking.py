@@ -78,14 +78,12 @@ def plan_attack(recipe: Recipe, plan: Plan, arm: str, target: Endpoint) -> Stage
 
     Raises:
         MissingError: the suite, or a model of ours, is not there.
-        InputError: no such method, or one that needs an attacker without one; a judge that asks a model.
+        InputError: no such method, or one that needs an attacker without one.
     """
     from karma_electric.redteam.attacks.methods import NEEDS_ATTACKER, require_method
-    from karma_electric.redteam.judging import require_silent
 
     if require_method(plan.method) in NEEDS_ATTACKER and plan.attacker is None:
         raise InputError(f"The attack {plan.method} needs an attacker.", "Give one: --attacker MODEL.")
-    require_silent(recipe.redteam.scorer)
     suite = find("suites", recipe.redteam.suite)
     attacker = plan.attacker if plan.method in NEEDS_ATTACKER else None
     budget = {key: getattr(plan, key) for key in ("turns", "queries", "candidates", "limit")}
@@ -184,6 +182,8 @@ def _held(
                     queries=plan.queries,
                     candidates=plan.candidates,
                     scorer=section.scorer,
+                    scorer_url=section.scorer_url or None,
+                    scorer_samples=section.scorer_samples,
                 ),
                 model=_open(target),
                 model_roles=roles,

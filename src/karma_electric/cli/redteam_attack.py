@@ -39,8 +39,11 @@ def attack(
     scorer: Annotated[
         str | None,
         typer.Option(
-            "--scorer", metavar="JUDGE", help="Who judges: signals, semantic, ensemble:signals+semantic; no llm judge."
+            "--scorer", metavar="JUDGE", help="Who judges: signals, semantic, llm:PROVIDER/MODEL, ensemble:A+B."
         ),
+    ] = None,
+    scorer_url: Annotated[
+        str | None, typer.Option("--scorer-url", metavar="URL", help="Address of an llm judge's API.")
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Attacks per scenario.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first scenarios.")] = None,
@@ -80,6 +83,8 @@ def attack(
         overrides += [f"redteam.suite={json.dumps(suite)}", 'redteam.labelled=""']
     if scorer is not None:
         overrides.append(f"redteam.scorer={json.dumps(scorer)}")
+    if scorer_url is not None:
+        overrides.append(f"redteam.scorer_url={json.dumps(scorer_url)}")
     if arms is not None:
         names = [name.strip() for name in arms.split(",") if name.strip()]
         overrides.append(f"redteam.arms={json.dumps(names)}")

@@ -178,6 +178,7 @@ class Asker:
 
     async def _once(self, conversation: Conversation, seed: int | None, schema: ResponseSchema | None) -> Said:
         from inspect_ai.model import GenerateConfig
+        from inspect_ai.util import LimitExceededError
 
         asked = self.endpoint
         self.requests += 1
@@ -193,6 +194,8 @@ class Asker:
         )
         try:
             output = await self._model.generate(_messages(conversation), config=config)
+        except LimitExceededError:
+            raise  # Inspect's own limits end its sample
         except Exception as error:
             raise self._no_answer(error) from error
         return _said(output)

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from karma_electric.core.errors import InputError
 from karma_electric.redteam import evidence
 from karma_electric.redteam.scenario import Scenario
-from karma_electric.redteam.scorers.protocol import Case, Scorer
+from karma_electric.redteam.scorers.protocol import Case, Scorer, score_in_loop
 from karma_electric.redteam.signals import Verdict
 
 
@@ -36,38 +35,26 @@ def withheld(verdict: Verdict, broken: Broken | None) -> Verdict:
     return replace(verdict, outcome="unscored", evidence=why, turn=broken.turn, confidence=None)
 
 
-def judge_case(scorer: Scorer, scenario: Scenario, answers: Sequence[str], broken: Broken | None = None) -> Verdict:
+async def judge_case(
+    scorer: Scorer, scenario: Scenario, answers: Sequence[str], broken: Broken | None = None
+) -> Verdict:
     """Judge the answers to a scenario, one per turn asked; the answer that never came counts as empty."""
     given = tuple(answers) if broken is None else (*answers[: broken.turn - 1], "")
-    (verdict,) = scorer.score([Case(scenario, given)])
+    (verdict,) = await score_in_loop(scorer, [Case(scenario, given)])
     return withheld(verdict, broken)
 
 
-def judge_unfinished(scorer: Scorer, scenario: Scenario, answers: Sequence[str]) -> Verdict:
+async def judge_unfinished(scorer: Scorer, scenario: Scenario, answers: Sequence[str]) -> Verdict:
     """Judge a conversation that stopped, or has not come yet, short of the scenario's own question.
 
     No answer counts as the last one: it can have failed already, and is unscored otherwise.
     """
-    (verdict,) = scorer.score([Case(scenario, (*answers, ""))])
+    (verdict,) = await score_in_loop(scorer, [Case(scenario, (*answers, ""))])
     if verdict.outcome == "fail":
         return verdict
     return replace(
         verdict, outcome="unscored", evidence="the conversation was not finished", turn=None, confidence=None
     )
-
-
-def require_silent(spec: str) -> str:
-    """A judge that asks no model: while Inspect holds a conversation, no other one can be waited for.
-
-    Raises:
-        InputError: it does.
-    """
-    if "llm:" in spec:
-        raise InputError(
-            f"{spec} asks a model, which cannot be done while Inspect asks another.",
-            "Take signals, semantic or ensemble:signals+semantic here; karma redteam run takes an llm judge.",
-        )
-    return spec
 
 
 def refuses(prompt: str, answer: str) -> bool:

@@ -45,7 +45,7 @@ from karma_electric.redteam.attacks.session import (
     Session,
     TargetFault,
 )
-from karma_electric.redteam.judging import Broken, judge_case, require_silent
+from karma_electric.redteam.judging import Broken, judge_case
 from karma_electric.redteam.scenario import Scenario, load_suite, parse_scenario
 from karma_electric.redteam.scorers.named import open_scorer
 from karma_electric.redteam.scorers.protocol import Scorer as Judge
@@ -89,6 +89,8 @@ def redteam(
     queries: int = 20,
     candidates: int = 3,
     scorer: str | None = None,
+    scorer_url: str | None = None,
+    scorer_samples: int | None = None,
 ) -> Task:
     """Ask a suite's scenarios, or attack along them.
 
@@ -103,11 +105,14 @@ def redteam(
         turns: user turns of one attacked conversation.
         queries: questions to the target, per scenario and seed.
         candidates: messages that the attack `drift` chooses from.
-        scorer: who judges: signals, semantic, ensemble:signals+semantic; the recipe's, or signals, when not given.
+        scorer: who judges: signals, semantic, llm:PROVIDER/MODEL, ensemble:signals+semantic; the recipe's, or signals,
+            when not given.
+        scorer_url: address of an `llm` judge's API, where its provider does not know it.
+        scorer_samples: replies of an `llm` judge to each question; 4 without a recipe.
 
     Raises:
         MissingError, DataError: no such suite or recipe, or one that cannot be read.
-        InputError: no such attack or judge, a judge that asks a model, or a budget below 1.
+        InputError: no such attack or judge, or a budget below 1.
     """
     scenarios = load_suite(find_suite(suite))
     config = GenerateConfig(max_tokens=512)
@@ -119,15 +124,19 @@ def redteam(
         system_prompt = loaded.persona.system_prompt if system_prompt is None else system_prompt
         number = asked.seeds if seeds is None else seeds
         scorer = asked.scorer if scorer is None else scorer
+        scorer_url = asked.scorer_url or None if scorer_url is None else scorer_url
+        scorer_samples = asked.scorer_samples if scorer_samples is None else scorer_samples
     if number < 1:
         raise InputError(f"seeds is {number}, expected 1 or more.", "5 is usual.")
-    prompt, judge = system_prompt or "", require_silent(scorer or "signals")
+    prompt, judge = system_prompt or "", scorer or "signals"
     return Task(
         dataset=MemoryDataset([as_sample(scenario) for scenario in scenarios], name=suite),
         solver=ask_turns(prompt, seed)
         if attack is None
-        else attack_along(attack, attacker, prompt, seed, turns, queries, candidates, judge),
-        scorer=verdict(judge),
+        else attack_along(
+            attack, attacker, prompt, seed, turns, queries, candidates, judge, scorer_url, scorer_samples
+        ),
+        scorer=verdict(judge, scorer_url, scorer_samples),
         epochs=Epochs(number),
         config=config,
         name="redteam" if attack is None else f"redteam-{attack}",
@@ -204,6 +213,8 @@ def attack_along(
     queries: int = 20,
     candidates: int = 3,
     scorer: str = "signals",
+    scorer_url: str | None = None,
+    scorer_samples: int | None = None,
 ) -> Solver:
     """Attack along a scenario. See `redteam`.
 
@@ -214,7 +225,7 @@ def attack_along(
     for name, value in (("turns", turns), ("queries", queries), ("candidates", candidates)):
         if value < 1:
             raise InputError(f"{name} is {value}, expected 1 or more.", "turns 5, queries 20, candidates 3 are usual.")
-    judge = open_scorer(require_silent(scorer))
+    judge = open_scorer(scorer, base_url=scorer_url, samples=scorer_samples)
     prompts = load_prompts()
     budget = Budget(turns=turns, queries=queries, candidates=candidates)
 
@@ -241,15 +252,15 @@ def attack_along(
 
 
 @scorer(metrics={"*": [mean(), stderr()]})
-def verdict(judge: str = "signals") -> Scorer:
+def verdict(judge: str = "signals", scorer_url: str | None = None, scorer_samples: int | None = None) -> Scorer:
     """The rates of pass, partial and fail; a sample that cannot be judged is unscored, and in none of them.
 
     An attack has been judged while it was made, since that says how it goes on.
     """
-    chosen = open_scorer(require_silent(judge))
+    chosen = open_scorer(judge, base_url=scorer_url, samples=scorer_samples)
 
     async def score(state: TaskState, target: Target) -> Score:
-        found, attack = verdict_of(state, chosen)
+        found, attack = await verdict_of(state, chosen)
         answers = [message.text for message in state.messages if message.role == "assistant"]
         details: dict[str, Any] = {**asdict(found), "seed_number": state.epoch}
         if attack is not None:
@@ -265,14 +276,14 @@ def verdict(judge: str = "signals") -> Scorer:
     return score
 
 
-def verdict_of(state: TaskState, judge: Judge) -> tuple[Verdict, dict[str, Any] | None]:
+async def verdict_of(state: TaskState, judge: Judge) -> tuple[Verdict, dict[str, Any] | None]:
     """The verdict on a sample, and the attack on it where there was one."""
     attack: dict[str, Any] | None = state.store.get(STORE)
     if attack is not None:
         return Verdict(**attack["verdict"]), attack
     broken = state.store.get(BROKEN)
     answers = [message.text for message in state.messages if message.role == "assistant"]
-    return judge_case(judge, scenario_of(state), answers, None if broken is None else Broken(**broken)), None
+    return await judge_case(judge, scenario_of(state), answers, None if broken is None else Broken(**broken)), None
 
 
 def asked_of(model: Model, role: str) -> Ask:

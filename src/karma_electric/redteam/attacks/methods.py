@@ -47,7 +47,7 @@ async def run_attack(method: str, session: Session, prompts: Prompts) -> Attack:
         target_fault = f"no answer: {fault}"
     except BudgetSpent:
         pass
-    return session.conclude(method, attacker_fault=attacker_fault, target_fault=target_fault)
+    return await session.conclude(method, attacker_fault=attacker_fault, target_fault=target_fault)
 
 
 def require_method(method: str) -> str:
@@ -80,7 +80,7 @@ async def crescendo(session: Session, prompts: Prompts) -> None:
             continue
         refused = None
         session.keep(current, exchange)
-        if session.failed(current):
+        if await session.failed(current):
             return
 
 
@@ -139,7 +139,7 @@ async def drift(session: Session, prompts: Prompts) -> None:
         if not readable:
             break  # nothing to go on from
         session.keep(current, max(readable, key=lambda exchange: exchange.drift or 0.0))
-        if session.failed(current):
+        if await session.failed(current):
             return
     await _put_the_question(session, current)
 
@@ -184,7 +184,7 @@ async def _hold(session: Session, turns: Sequence[tuple[str, Author]]) -> bool:
         current.finished = number == len(turns)
         if not current.kept[-1].answer.strip():
             return False
-        if session.failed(current):
+        if await session.failed(current):
             return True
     return False
 

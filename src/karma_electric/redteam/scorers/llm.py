@@ -93,25 +93,44 @@ class LlmScorer:
             timeout_s=timeout_s,
             retries=retries,
         )
-        self._asker: Asker | None = Asker(self._endpoint, wait_s=wait_s)
+        self._unused: Asker | None = Asker(self._endpoint, wait_s=wait_s)
+        self._in_loop: tuple[asyncio.AbstractEventLoop, Asker, Outage] | None = None
 
     def score(
         self, cases: Sequence[Case], *, journal: Path | None = None, progress: Progress | None = None
     ) -> list[Verdict]:
         """See `Scorer`."""
-        progress = progress or Silent()
         known = _load(journal)
-        asked = [case for case in cases if any(answer.strip() for answer in case.answers)]
-        work = [
+        if work := self._missing(cases, known):
+            asyncio.run(self._ask_and_close(work, known, journal, progress or Silent()))
+        return self._verdicts(cases, known)
+
+    async def score_in_loop(self, cases: Sequence[Case]) -> list[Verdict]:
+        """See `protocol.score_in_loop`. One asker serves all calls of a loop, several at a time, and ends with it."""
+        loop = asyncio.get_running_loop()
+        if self._in_loop is None or self._in_loop[0] is not loop:
+            asker = self._new_asker()
+            self._in_loop = loop, asker, Outage(asker)
+        known: dict[str, Reply] = {}
+        await self._ask_all(*self._in_loop[1:], self._missing(cases, known), known, None, Silent())
+        return self._verdicts(cases, known)
+
+    def _new_asker(self) -> Asker:
+        """An asker for one event loop: it belongs to the one that it is first used in."""
+        asker, self._unused = self._unused or Asker(self._endpoint, wait_s=self._wait_s), None
+        return asker
+
+    def _missing(self, cases: Sequence[Case], known: dict[str, Reply]) -> list[tuple[Case, int, str]]:
+        """What is still to be asked: nothing of an answer without words."""
+        return [
             (case, sample, key)
-            for case in asked
+            for case in cases
+            if any(answer.strip() for answer in case.answers)
             for sample in range(self.samples)
             if (key := self._key(case, sample)) not in known
         ]
-        if work:
-            # one event loop per call: an asker belongs to the loop that it was first used in
-            asker, self._asker = self._asker or Asker(self._endpoint, wait_s=self._wait_s), None
-            asyncio.run(self._ask_all(asker, work, known, journal, progress))
+
+    def _verdicts(self, cases: Sequence[Case], known: dict[str, Reply]) -> list[Verdict]:
         return [
             self._combine(case, [known.get(self._key(case, sample)) for sample in range(self.samples)])
             if any(answer.strip() for answer in case.answers)
@@ -119,15 +138,27 @@ class LlmScorer:
             for case in cases
         ]
 
-    async def _ask_all(
+    async def _ask_and_close(
         self,
-        asker: Asker,
         work: Sequence[tuple[Case, int, str]],
         known: dict[str, Reply],
         journal: Path | None,
         progress: Progress,
     ) -> None:
-        outage, done = Outage(asker), 0
+        asker = self._new_asker()
+        async with asker:
+            await self._ask_all(asker, Outage(asker), work, known, journal, progress)
+
+    async def _ask_all(
+        self,
+        asker: Asker,
+        outage: Outage,
+        work: Sequence[tuple[Case, int, str]],
+        known: dict[str, Reply],
+        journal: Path | None,
+        progress: Progress,
+    ) -> None:
+        done = 0
 
         async def ask(item: tuple[Case, int, str]) -> None:
             nonlocal done
@@ -140,8 +171,7 @@ class LlmScorer:
             progress.update(done, len(work), "judged")
 
         try:
-            async with asker:
-                await in_parallel(work, ask, connections=asker.max_connections)
+            await in_parallel(work, ask, connections=asker.max_connections)
         except MissingError as error:  # it answers no more: what is left stays unscored, and the run goes on
             progress.say(f"  {error.message} What it has not judged is unscored.")
             for case, sample, key in work:

@@ -46,6 +46,18 @@ class Scorer(Protocol):
         ...
 
 
+async def score_in_loop(scorer: Scorer, cases: Sequence[Case]) -> list[Verdict]:
+    """Verdicts where an event loop runs already, as in Inspect: a judge that asks a model waits in it for the replies.
+
+    Such a judge has a coroutine `score_in_loop`; any other judges at once.
+    """
+    waits = getattr(scorer, "score_in_loop", None)
+    if waits is None:
+        return scorer.score(cases)
+    found: list[Verdict] = await waits(cases)
+    return found
+
+
 def score_unseen(
     scorer: Scorer, cases: Sequence[Case], *, journal: Path | None = None, progress: Progress | None = None
 ) -> list[Verdict]:
