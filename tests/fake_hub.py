@@ -45,7 +45,8 @@ class Fault:
     """Requests that go wrong: the first `times` whose line ("PUT /lfs/...") matches.
 
     `answer` is a status, or "close": the connection ends when half of the body has been read; "lost": the request is
-    carried out, and the connection ends without an answer.
+    carried out, and the connection ends without an answer; "hold": it is read, and nothing comes of it while the client
+    lives (`FakeHub.holds` is set meanwhile).
     """
 
     pattern: str
@@ -67,6 +68,7 @@ class FakeHub:
         self.agents: set[str] = set()
         self.endpoint = ""
         self.lock = threading.Lock()
+        self.holds = threading.Event()
 
     def count(self, pattern: str) -> int:
         """How many requests matched."""
@@ -152,6 +154,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         body = self._body()
+        if fault and fault.answer == "hold":
+            self.hub.holds.set()
+            self.rfile.read(1)  # nothing more is sent: it returns when the client is gone
+            self.close_connection = True
+            return
         if fault and isinstance(fault.answer, int):
             self._send(fault.answer, {"error": fault.message}, {"X-Error-Message": fault.message})
             return

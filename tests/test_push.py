@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -499,6 +503,32 @@ def test_a_push_that_was_cut_off_publishes_nothing_and_goes_on_where_it_was(
     push(hub, publication)
     assert there(hub) == contents(publication)
     assert not any(hub.count(f"(PUT|complete).*{oid}|{oid}/complete") for oid in arrived)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["PUT /lfs/.*/part/2", "POST .*/commit/"])
+def test_a_push_that_is_killed_publishes_nothing_and_goes_on_where_it_was(
+    hub: FakeHub, run: Path, publication: Publication, where: str
+) -> None:
+    hub.faults.append(Fault(where, "hold"))
+    words = [sys.executable, "-m", "karma_electric", "push", str(run), REPO, "--endpoint", hub.endpoint]
+    killed = subprocess.Popen(words, env=os.environ | {"HF_HUB_OFFLINE": "0"}, stderr=subprocess.PIPE, text=True)
+    try:
+        assert hub.holds.wait(timeout=120)
+    finally:
+        killed.kill()
+        _, err = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, err
+    assert there(hub) == {}
+    arrived = set(hub.stored)
+    hub.log.clear()
+    push(hub, publication)
+    assert there(hub) == contents(publication)
+    assert len(hub.repositories[REPO].branches["main"]) == 2
+    assert not any(hub.count(f"(PUT|complete).*{oid}|{oid}/complete") for oid in arrived)
+    if "commit" in where:
+        assert arrived
+        assert not hub.count("PUT /lfs/")  # all of it had arrived; only the commit was missing
 
 
 @pytest.mark.parametrize(
