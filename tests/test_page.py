@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -246,7 +247,9 @@ def test_stop_keeps_what_came_and_retry_asks_again(visit: Open) -> None:
     done(page)
     kept = answers(page)[0]
     assert 0 < len(kept.split()) < 200
-    assert "Stopped." in (page.text_content(".foot") or "")
+    foot = page.text_content(".foot") or ""
+    assert "Stopped." in foot
+    assert re.search(r"above the threshold \d+%.*drift mean [+−-]\d", foot), foot
     page.click(".retry")
     done(page)
     assert answers(page) == ["short"]

@@ -237,7 +237,7 @@ async function ask(reply, messages, sampling, signal) {
       if (error.status === 401) askForKey();
     } else throw error;
   } finally {
-    reply.end();
+    reply.end(view.answer.tokens);
     showFoot(reply);
   }
 }
@@ -296,7 +296,7 @@ function showFoot(reply) {
   const parts = [
     count === null ? null : `${plural(count, "token")}${reply.seconds ? ` in ${reply.seconds.toFixed(1)} s` : ""}`,
     reply.capRate !== null && !off ? `cap rate ${percent(reply.capRate)}` : null,
-    off && typeof drift.share_above === "number" ? `above the threshold ${percent(drift.share_above)}` : null,
+    (off || reply.capRate === null) && typeof drift.share_above === "number" ? `above the threshold ${percent(drift.share_above)}` : null,
     typeof drift.mean === "number" ? `drift mean ${signed(drift.mean)} SD, max ${signed(drift.max)} SD` : null,
     reply.sampling.temperature > 0 ? `seed ${reply.sampling.seed}` : "greedy",
     reply.finish === "length" ? "cut at the limit" : null,

@@ -100,8 +100,13 @@ export class Reply {
     return { text, tokens: karma?.tokens ?? [] };
   }
 
-  end() {
+  // An answer that ended early has no last event: what its tokens say of drift stands in for it.
+  end(tokens) {
     this.seconds = (performance.now() - this.started) / 1000;
+    const measured = tokens.filter((token) => typeof token.drift === "number");
+    if (this.drift || !measured.length) return;
+    const mean = (key) => measured.reduce((sum, token) => sum + token[key], 0) / measured.length;
+    this.drift = { mean: mean("drift"), max: Math.max(...measured.map((token) => token.drift)), share_above: mean("share_above") };
   }
 
   record() {
