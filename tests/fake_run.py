@@ -50,6 +50,9 @@ TRAINING: dict[str, Any] = {
     "parameters": 154052928,
     "quantisation": "nf4",
     "seconds": 1466.5,
+    "compute_dtype": "float32",
+    "threads": 2,
+    "processes": 1,
 }
 CAP: dict[str, Any] = {
     "axis": "axis.safetensors",

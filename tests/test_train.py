@@ -152,6 +152,8 @@ def test_the_summary_says_what_was_trained(
     assert summary["parameters"] - summary["trainable_parameters"] == model.num_parameters()
     assert (summary["final_loss"], summary["best_step_loss"]) == (losses[-1], min(losses))
     assert (summary["validation_loss_before"], summary["validation_loss"]) == (validation[0], validation[-1])
+    assert (summary["threads"], summary["processes"]) == (torch.get_num_threads(), 1)
+    assert summary["compute_dtype"] in ("float32", "bfloat16")
 
 
 def test_what_is_left_is_the_adapter_and_its_record(trained: Path) -> None:

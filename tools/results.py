@@ -210,7 +210,8 @@ def version_row(name: str) -> str:
         cells.append(f"{value} of {rate['n']}")
     machine = found("adapter", "manifest.json")["hardware"]
     processor = f"{machine['cores']} cores, {machine.get('processor', machine['machine'])}"
-    where = ", ".join(machine.get("gpus") or [processor])
+    used = [f"{training['threads']} threads, {training['compute_dtype']}"] if "threads" in training else []
+    where = ", ".join([*(machine.get("gpus") or [*used, processor])])
     cells.append(f"{training['seconds'] / 60:.0f} min ({where})")
     return "| " + " | ".join(cells) + " |"
 

@@ -82,6 +82,8 @@ def train_adapter(
     """
     if (out / SUMMARY).exists():
         return _tidied(out)
+    import torch
+
     team = team or Team()
     processes = team.processes
     shared = shared_section(section, processes.count)
@@ -125,7 +127,12 @@ def train_adapter(
         return {}
     (out / "README.md").unlink(missing_ok=True)  # peft's card template; ours is rendered from measurements
     records = read_trajectory(out / FILE)
-    summary = _summary(records, data, section, (trainable, total), _elapsed(out))
+    summary = {
+        **_summary(records, data, section, (trainable, total), _elapsed(out)),
+        "compute_dtype": str(pick_dtype(dtype, pick_device())).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "processes": processes.count,
+    }
     plot_trajectory(records, out / "loss.png")
     write_json(out / SUMMARY, summary)
     return _tidied(out)
