@@ -257,6 +257,23 @@ def test_stop_keeps_what_came_and_retry_asks_again(visit: Open) -> None:
     assert engine.load().active == 0
 
 
+def test_a_new_conversation_may_be_begun_while_an_answer_comes(visit: Open) -> None:
+    answers_ = iter(["one " * 200, "short"])
+    engine = scripted(lambda request: "warm" if request.sampling.max_new_tokens == 2 else next(answers_), delay_s=0.05)
+    page = visit(engine)
+    page.wait_for_selector("#compare:enabled")
+    page.uncheck("#compare")
+    page.fill("#message", "Tell me everything.")
+    page.press("#message", "Enter")
+    page.locator(".answer .text span").first.wait_for()
+    page.click("#new")
+    done(page)
+    assert answers(page) == []
+    say(page, "And now?")
+    assert answers(page) == ["short"]
+    assert contents(asked(engine)[-1]) == [("system", "Be kind."), ("user", "And now?")]
+
+
 @pytest.mark.slow
 def test_escape_stops_before_the_first_word_and_that_turn_is_left_out(visit: Open) -> None:
     engine = scripted(["late", "here"], delay_s=0.6)

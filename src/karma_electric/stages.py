@@ -5,6 +5,7 @@ release -> adapter -> merged -> axis -> capped -> gguf -> redteam/ARM -> report 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -232,11 +233,13 @@ def _hash_source(source: Path, *, graded: bool, force: bool) -> str:
 
     items, totals = read_source(source, graded=graded, force=force)
     accepted = {
-        item.id: [item.content_sha256, item.category, item.added_in] for item in items if item.status == "accepted"
+        item.id: [item.content_sha256, item.category, item.added_in, item.source, item.license]
+        for item in items
+        if item.status == "accepted"
     }
-    return hash_text(
-        canonical_json({"items": accepted, "grades": {i: totals.get(i) for i in accepted} if graded else {}})
-    )
+    others = Counter(item.status for item in items if item.status != "accepted")  # the summary counts them
+    grades = {id_: totals.get(id_) for id_ in accepted} if graded else {}
+    return hash_text(canonical_json({"items": accepted, "others": others, "grades": grades}))
 
 
 def _release(recipe: Recipe, source: Path, force: bool, out: Path, progress: Progress) -> None:

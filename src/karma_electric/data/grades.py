@@ -52,6 +52,8 @@ def parse_grade(item: object, where: str) -> GradeLine:
         not isinstance(scores, Mapping) or ((scores or total) and set(scores) != set(DIMENSIONS))
     ):
         raise DataError(f"{where}: 'scores' is {scores!r}, expected the dimensions {', '.join(DIMENSIONS)}.")
+    if not isinstance(scores, Mapping):
+        raise DataError(f"{where}: 'scores' is {scores!r}, expected an object of names and numbers.")
     for name, score in scores.items():
         if isinstance(score, bool) or not isinstance(score, int | float) or not LOWEST <= score <= HIGHEST:
             raise DataError(f"{where}: {name} is {score!r}, expected a number from {LOWEST} to {HIGHEST}.")

@@ -24,6 +24,7 @@ from karma_electric.data.store import Reply, Store
 
 AUTO = "auto"
 SUFFIXES = (".jsonl", ".json", ".parquet")
+_IMPORTED = "import of "  # why a revision was replaced, before the file
 KEPT_PROBLEMS = 10_000  # per file; beyond, they are only counted
 _BATCH, _BATCH_BYTES = 500, 8 << 20  # what one transaction holds at most
 
@@ -260,10 +261,25 @@ class _Import:
             candidate = filled_from(before, candidate)
             if candidate.content_sha256 != before.content_sha256 and candidate.status == before.status == "accepted":
                 candidate = replace(candidate, status="candidate")  # nobody has accepted these words
-            self._store.replace(candidate, reason=f"import of {self._file}", reviewer=wishes.reviewer)
+            if candidate.status == "accepted" and before.status == "candidate" and self._brought(before):
+                candidate = replace(candidate, status="candidate")  # nor since
+            if candidate == before:
+                report.unchanged += 1
+                continue
+            self._store.replace(candidate, reason=f"{_IMPORTED}{self._file}", reviewer=wishes.reviewer)
             report.replaced += 1
         if wishes.replace:
             self._seen.add(candidate.id)
+
+    def _brought(self, candidate: Candidate) -> bool:
+        """Whether its words came by an import, in the place of others that had been accepted."""
+        last = self._store.revisions(candidate.id)[-1:]
+        return any(
+            revision.reason.startswith(_IMPORTED)
+            and revision.candidate.status == "accepted"
+            and revision.candidate.content_sha256 != candidate.content_sha256
+            for revision in last
+        )
 
     def _add_grade(self, line: GradeLine, where: str) -> None:
         grade, report = line.grade, self.report

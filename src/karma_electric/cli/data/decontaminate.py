@@ -108,6 +108,12 @@ def decontaminate(
             f"{len(removed)} of {len(sources)} records are contaminated.",
             f"Remove them with {'--out FILE' if file else '--apply'}, or correct them by hand.",
         )
+    if left:
+        named = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+        raise GateError(
+            f"{len(left)} contaminated records stay: a reviewer brought them back ({named}).",
+            "Correct them by hand, or reject them: karma data review.",
+        )
 
 
 def _heading(pair: Overlap) -> str:
@@ -125,5 +131,5 @@ def _apply(found: list[Overlap], file: Path | None, database: Path, *, apply: bo
     for pair in found:
         if pair.id not in worst or pair.similarity > worst[pair.id].similarity:
             worst[pair.id] = pair
-    removals = [pairs.Removal(p.id, "contamination", p.other, p.similarity, p.detail) for p in worst.values()]
+    removals = [pairs.Removal(p.id, pairs.CONTAMINATION, p.other, p.similarity, p.detail) for p in worst.values()]
     return pairs.apply_to_workbench(database, removals)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from karma_electric.data.records import RemovalKind
 
+CONTAMINATION: RemovalKind = "contamination"
 _LINES = 6  # of each text that are shown
 _NARROWEST = 24  # characters of a column
 
@@ -118,15 +119,18 @@ def apply_to_file(file: Path, out: Path, removed: Collection[str]) -> int:
 
 
 def apply_to_workbench(path: Path, removals: Iterable[Removal]) -> list[str]:
-    """Record removals, all of them or none. Returns the ids that were left because a reviewer brought them back."""
+    """Record removals, all of them or none. Returns the ids that were left because a reviewer brought them back.
+
+    Whoever brought back a copy has not decided that it may share text with a benchmark, nor the other way round.
+    """
     from karma_electric.data.store import Store
 
     with Store.open(path) as store:
-        decided = {removal.candidate_id for removal in store.removals()}
+        decided = {(removal.candidate_id, removal.kind == CONTAMINATION) for removal in store.removals()}
         left = []
         with store.transaction():
             for removal in removals:
-                if removal.id in decided:
+                if (removal.id, removal.kind == CONTAMINATION) in decided:
                     left.append(removal.id)
                 else:
                     store.add_removal(removal.id, removal.kind, removal.other, removal.similarity, removal.detail)

@@ -205,10 +205,15 @@ async function answer(turn, sampling) {
     return ask(reply, messages, sampling, running.signal);
   });
   say(`Waiting for ${plural(columns.length, "answer")}.`);
-  await Promise.all(jobs);
-  running = null;
-  const near = nearEnd();
-  setBusy(false);
+  let near = false;
+  try {
+    await Promise.all(jobs);
+  } finally {
+    running = null;
+    near = nearEnd();
+    setBusy(false);
+  }
+  if (!turn.element.isConnected) return; // a new conversation was begun meanwhile
   drawChart();
   showActions();
   if (near) toEnd();
@@ -289,7 +294,8 @@ function summary(reply) {
 }
 
 function showFoot(reply) {
-  const { foot, answer } = views.get(reply);
+  const { foot, answer } = views.get(reply) ?? {};
+  if (!foot) return; // of a conversation that is gone
   const drift = reply.drift ?? {};
   const count = reply.tokens ?? (answer.tokens.length || null);
   const off = reply.alpha === 0;

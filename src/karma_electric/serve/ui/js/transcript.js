@@ -61,7 +61,7 @@ const about = (answer) => [plural(answer.tokens, "token"), answer.finish_reason 
 
 function verdict(arm, found, settings) {
   const given = found.verdicts[arm];
-  const measured = settings.judge && given.scorer.split("-")[0] === settings.judge.scorer ? settings.judge.words : null;
+  const measured = settings.judge && given.scorer.split("-")[0] === settings.judge.scorer.split(/[-:]/)[0] ? settings.judge.words : null;
   return el(
     "section",
     { class: "verdict", "aria-label": `Verdict on ${arm}` },
