@@ -68,7 +68,7 @@ def llama_answers(asked: argparse.Namespace, model: Path, file: Path) -> list[An
     try:
         for conversation, ids in zip(conversations, prompts, strict=True):
             if engine.tokenize(prompt_text(tokenizer, conversation)) != ids:
-                sys.exit("llama.cpp reads other tokens than transformers: see karma gguf's parity.json")
+                sys.exit("llama.cpp reads other tokens than transformers: see karma gguf --check")
         answers = engine.greedy_top(prompts, asked.tokens, asked.top)
     finally:
         engine.close()

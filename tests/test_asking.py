@@ -81,6 +81,11 @@ def test_settings_are_sent_with_the_request() -> None:
     assert (request["temperature"], request["top_p"], request["max_tokens"], request["seed"]) == (0.3, 0.9, 77, 5)
 
 
+def test_half_a_surrogate_pair_is_no_character() -> None:
+    with chat_server(lambda _: said("cut \ud83d")) as server:
+        assert ask(asker(server.url)).text == "cut \ufffd"
+
+
 def test_an_answer_that_was_cut_off_says_so() -> None:
     with chat_server(lambda _: said("Yes, bec", finish_reason="length")) as server:
         assert ask(asker(server.url)).finish == "length"

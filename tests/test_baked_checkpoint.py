@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 import tiny
 from baking import fitted, logits_of, written
@@ -244,14 +245,14 @@ def test_what_belongs_to_the_model_is_kept_and_what_is_not_of_it_is_left(
     )  # fmt: skip
     for name in (*kept, *left):
         (source / name).write_text(f"this is {name}")
-    (source / "chat_templates").mkdir()
-    (source / "chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+    (source / CHAT_TEMPLATE_DIR).mkdir()
+    (source / CHAT_TEMPLATE_DIR / "tool_use.jinja").write_text("{{ messages }}")
     out = tmp_path / "out"
     out.mkdir()
     write_baked(source, neurons, out)
     for name in (*kept, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (out / name).read_bytes() == (source / name).read_bytes(), name
-    assert (out / "chat_templates" / "tool_use.jinja").exists()
+    assert (out / CHAT_TEMPLATE_DIR / "tool_use.jinja").exists()
     assert not [name for name in left if (out / name).exists()]
 
 

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 import fake_run
 from karma_electric.card import render_card
-from karma_electric.core.artifact import seal, write_json
+from karma_electric.core.artifact import hash_file, seal, write_json
 from karma_electric.core.errors import ArtifactError, RecipeError
 from karma_electric.core.recipe import Recipe
 from karma_electric.redteam.agreement import agreement
@@ -210,7 +210,8 @@ def test_agreement_of_the_scorer_is_shown_where_it_was_measured(tmp_path: Path, 
     }
     (run / "redteam" / "judge").mkdir()
     write_json(run / "redteam" / "judge" / "agreement.json", measured)
-    seal(run / "redteam" / "judge", kind="redteam", config={"scorer": "signals"}, inputs={})
+    suite = {"suite": hash_file(Path(recipe.redteam.suite))}
+    seal(run / "redteam" / "judge", kind="redteam", config={"scorer": "signals"}, inputs=suite)
     card = render_card(run, recipe)
     assert "on 61 that it was not tuned on, accuracy 47% and Cohen's kappa 0.50 (95% interval 0.39 to 0.62)," in card
     assert "and on 19 that it was tuned on, accuracy 47% and Cohen's kappa 0.00" in card

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import stat
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from karma_electric.models.engines.hf import HfEngine
 from karma_electric.models.engines.protocol import Sampling
 from karma_electric.models.engines.scripted import ScriptedEngine
 from karma_electric.steer.cap import capped
+from karma_electric.steer.neuron import FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -167,6 +169,27 @@ def test_an_interrupt_while_typing_drops_the_line_alone(session: Session, talk: 
     assert "Ctrl-D or /quit" in told
     assert tiny.PERSONA in told
     assert session.history == []
+
+
+def test_a_compiled_cap_is_said_and_neither_changed_nor_left_out(
+    tiny_path: Path, tmp_path: Path, talk: Talk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny_path, tmp_path / "capped")
+    (folder / FILE).parent.mkdir()
+    (folder / FILE).touch()
+    session = open_session(str(folder), cap=None, alpha=None, system=None, sampling=GREEDY)
+    assert "capped (compiled in)" in capsys.readouterr().err
+    talk(session, "Who?")
+    for line in ("/alpha 0", "/alpha 0.5", "/compare", "/drift"):
+        told = talk(session, line)
+        assert "has its cap compiled into the weights" in told, line
+        assert "uncapped  " not in told
+    assert session.alphas == [None, None]
+
+
+def test_without_a_cap_there_is_nothing_to_compare(talk: Talk) -> None:
+    session = Session(ScriptedEngine(["Yes."]), GREEDY, None, 0.0, has_cap=False)
+    assert "There is no cap" in talk(session, "Who?", "/compare")
 
 
 # Engines

@@ -346,6 +346,13 @@ def test_verify_finds_a_whole_run_ok(run: Path) -> None:
     assert json.loads(karma("verify", run, "--json", cwd=run).out)["ok"] is True
 
 
+def test_verify_takes_only_stages_for_inputs_of_the_run(run: Path) -> None:
+    (run / "corpus").mkdir()
+    seal(run / "corpus", kind="corpus", config={}, inputs={})  # a folder whose name is a role by chance
+    ended = karma("verify", run, cwd=run)
+    assert ended.code == 0, ended.out
+
+
 def test_verify_finds_an_artifact_that_lost_its_manifest(run: Path) -> None:
     (run / "adapter" / "manifest.json").unlink()
     ended = karma("verify", run, cwd=run)
@@ -430,6 +437,7 @@ def models(folder: Path) -> Path:
         (["merged", "--alpha", "0.5", "--prompt", "Hi"], 3, ["There is no cap beside", "--cap"]),
         (["merged", "--compare", "--prompt", "Hi"], 3, ["There is no cap beside"]),
         (["capped", "--alpha", "0.5", "--prompt", "Hi"], 2, ["has its cap compiled into the weights", "merged"]),
+        (["capped", "--alpha", "0", "--prompt", "Hi"], 2, ["has its cap compiled into the weights", "merged"]),
         (["capped", "--cap", "base", "--prompt", "Hi"], 2, ["has its cap compiled into the weights"]),
     ],
     ids=lambda value: " ".join(value[:-2]) if isinstance(value, list) and "--prompt" in value else None,

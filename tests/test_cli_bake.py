@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
+from karma_electric.core.artifact import read_manifest, seal
 from karma_electric.core.jsonl import append_jsonl
+from karma_electric.core.lineage import problems_of
 from karma_electric.core.messages import Conversation
 from karma_electric.models import loading
 from karma_electric.models.chat_template import conversation_ids
@@ -203,6 +205,17 @@ def test_one_strength_goes_straight_into_the_folder(
     assert report["greedy"]["prompts"] == 6
     assert report["all"]["kl_ratio_interval"]["low"] <= report["all"]["kl_ratio"]
     assert {"prefill_ratio_baked_to_uncapped", "decode_ratio_baked_to_uncapped"} <= set(report["throughput"])
+
+
+def test_a_bake_is_not_taken_for_one_along_another_axis_beside_it(
+    bake: Run, tiny_path: Path, axis_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "axis").mkdir()
+    seal(tmp_path / "axis", kind="axis", config={}, inputs={})  # a run's own, which is not baked
+    ended = bake(tiny_path, axis_path, tmp_path / "b", "--placement", "replace", "--force")
+    assert ended.code == 0, ended.err
+    assert read_manifest(tmp_path / "b").parents == {}
+    assert problems_of(tmp_path) == {"axis": [], "b": []}
 
 
 def test_a_report_of_an_earlier_version_can_still_be_shown(

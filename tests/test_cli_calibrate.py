@@ -293,7 +293,13 @@ def test_4_bits_on_a_shape_that_would_crash_are_refused(calibrate: Run, made: Pa
 
 
 def test_a_gguf_file_is_calibrated_with_its_rounded_weights(
-    calibrate: Run, made: Path, tiny_path: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+    calibrate: Run,
+    made: Path,
+    tiny_path: Path,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "tiny-q8_0.gguf"
     export_gguf(tiny_path, file, file_type="q8_0", name="tiny")
@@ -309,6 +315,11 @@ def test_a_gguf_file_is_calibrated_with_its_rounded_weights(
     assert spec.calibrated_on["template_sha256"] == before.calibrated_on["template_sha256"]
     assert spec.thresholds != before.thresholds
     assert spec.thresholds == pytest.approx(before.thresholds, abs=1.0)
+    words = ("--cap", tmp_path / "cap", "--prompt", "Why?", "--max-new-tokens", 2)
+    chat = karma_here(monkeypatch, capsys, "chat", file, *words)
+    assert chat.code == 0, chat.err
+    assert "quantisation" not in chat.err
+    assert "quantisation gguf, this model's is none" in karma_here(monkeypatch, capsys, "chat", tiny_path, *words).err
     calibrate(tmp_path / "x", "--load-in", "nf4", model=file).refused(2, "quantised already")
     (tmp_path / "torn.gguf").write_bytes(file.read_bytes()[:1000])
     calibrate(tmp_path / "x", "--responses", made / FILE, model=tmp_path / "torn.gguf").refused(2, "torn.gguf")

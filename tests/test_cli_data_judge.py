@@ -299,6 +299,37 @@ def test_a_judge_that_passes_is_recorded_and_trusted_from_then_on(karma: Karma, 
     assert report["trusted"] is True
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [("max_tokens", ("--max-tokens", 600)), ("temperature", ("--temperature", 0)), ("weights", ())],
+)
+def test_a_judge_that_was_checked_as_something_else_is_not_trusted_for_it(
+    karma: Karma, here: Path, changed: str, words: tuple[object, ...]
+) -> None:
+    pairs_file(here)
+    judge = good_judge(here)
+    check = ("judge", judge, "pairs.jsonl", "--check", "--samples", 1)
+    assert "--force checks again" not in karma(*check, cwd=here).out
+    assert "--force checks again" in karma(*check, cwd=here).out
+    if changed == "weights":
+        (here / "good.json").write_text((here / "good.json").read_text() + "\n")
+    report = json.loads(karma("judge", judge, "--samples", 1, "--json", *words, cwd=here).out)
+    assert (report["trusted"], report["checked_otherwise"]) == (False, [changed])
+    told = karma("judge", judge, "--samples", 1, *words, cwd=here).out
+    assert f"trust       checked as something else ({changed})" in told
+    assert "--force checks again" not in karma(*check, *words, cwd=here).out
+    report = json.loads(karma("judge", judge, "--samples", 1, "--json", *words, cwd=here).out)
+    assert (report["trusted"], report["checked_otherwise"]) == (True, [])
+
+
+def test_another_server_under_the_same_name_is_another_judge(karma: Karma, here: Path) -> None:
+    pairs_file(here, 1)
+    with chat_server(lambda _: said(GRADE)) as one, chat_server(lambda _: said(GRADE)) as other:
+        for server in (one, other):
+            karma("judge", MODEL, "pairs.jsonl", "--check", "--samples", 1, "--base-url", server.url, cwd=here)
+        assert len(one.requests) == len(other.requests) == 2
+
+
 def test_a_judge_that_fails_its_check_ends_with_1_and_is_recorded(karma: Karma, here: Path) -> None:
     pairs_file(here)
     judge = script(here, GRADE)

@@ -228,6 +228,26 @@ def test_replace_takes_the_files_version_and_keeps_the_other(karma: Karma, tmp_p
         assert [revision.candidate.messages for revision in store.revisions("a")] == [[user("hi"), assistant("yo")]]
 
 
+def test_replacing_twice_accepts_no_more_than_once(karma: Karma, tmp_path: Path) -> None:
+    record = {"id": "a", "messages": TURNS, "category": "adversarial", "status": "accepted", "tags": ["x"]}
+    record |= {"source": "me", "license": "MIT", "added_in": "v1", "analysis": {}}
+    record["analysis"] = {"direct": "a", "downstream": "b", "inaction": "c"}
+    write_lines(tmp_path / "x.jsonl", record)
+    assert karma("import", "x.jsonl").code == 0
+    write_lines(tmp_path / "x.jsonl", {**record, "messages": [TURNS[0], {**TURNS[1], "content": "changed"}]})
+    for replaced in (1, 0, 0):
+        (file,) = karma("import", "x.jsonl", "--replace", "--json").json["files"]
+        assert (file["replaced"], file["unchanged"]) == (replaced, 1 - replaced)
+        with Store.open(tmp_path / "workbench.db") as store:
+            assert store.get("a").status == "candidate"
+            assert len(store.revisions("a")) == 1
+    with Store.open(tmp_path / "workbench.db") as store:
+        store.decide("a", "accepted", reason="read", reviewer="me")
+    karma("import", "x.jsonl", "--replace")
+    with Store.open(tmp_path / "workbench.db") as store:
+        assert store.get("a").status == "accepted"
+
+
 def test_a_folder_is_read_as_strictly_as_a_release_reads_it(karma: Karma, tmp_path: Path) -> None:
     shutil.copytree(CORPUS, tmp_path / "corpus", ignore=shutil.ignore_patterns("grades"))
     file = tmp_path / "corpus" / "adversarial.jsonl"
@@ -671,6 +691,29 @@ def test_diff_of_releases_by_name_and_of_a_name_with_a_folder(karma: Karma, tmp_
     karma("diff", "v1", "v9").refused(2, "no release 'v9'", "v1, v2")
     karma("diff", "v1", tmp_path).refused(3, "train.jsonl")
     karma("diff", "v1", "v2", "--db", "other.db").refused(3, "v1 is no folder", "other.db")
+
+
+def test_a_release_is_recorded_only_with_the_words_that_the_workbench_has(karma: Karma, tmp_path: Path) -> None:
+    shutil.copytree(CORPUS, tmp_path / "corpus", ignore=shutil.ignore_patterns("README.md", "releases"))
+    file = tmp_path / "corpus" / "adversarial.jsonl"
+    first, *rest = file.read_text(encoding="utf-8").splitlines()
+    earlier = {**json.loads(first), "messages": TURNS}
+    write_lines(file, earlier, *rest)
+    karma("import", "corpus")
+    write_lines(file, first, *rest)  # corrected since
+    recipe = resource_root("recipes") / "smollm2-v3.toml"
+    words = ("release", recipe, "--set", "release.corpus=corpus", "--run-dir", "run", "--db", "workbench.db")
+    karma(*words).refused(2, "for 1 of its", f"({earlier['id']})", "--replace", "leave out --db")
+    karma("import", "corpus", "--replace")
+    with Store.open(tmp_path / "workbench.db") as store:
+        assert store.releases() == []
+        replaced = store.get(earlier["id"])
+        for category in ("cross-cultural", "adversarial"):
+            store.replace(Candidate(**{**vars(replaced), "category": category}), reason="", reviewer="")
+            ended = karma(*words)
+            assert ended.code == (0 if category == "adversarial" else 2), ended.err
+    assert "the same" in karma("diff", "smollm2-v3", "run").out
+    karma(*words[:-1], "nowhere.db").refused(3, "nowhere.db does not exist")
 
 
 def test_diff_of_a_release_that_the_pipeline_made(karma: Karma, tmp_path: Path) -> None:

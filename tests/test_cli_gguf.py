@@ -12,6 +12,7 @@ import pytest
 
 import tiny
 from exported import write_model, write_tokenizer
+from karma_electric.core import artifact
 from karma_electric.core.artifact import damage
 from karma_electric.export import gguf as export
 from karma_electric.export.gguf_header import read_values
@@ -77,8 +78,55 @@ def test_the_check_is_a_gate_and_its_figures_are_in_the_manifest(
     measured = json.loads((out / "manifest.json").read_text())["measured"]["parity"]
     assert measured["greedy_agreement"] == 1.0
     assert measured["mean_kl_nats"] < 1e-6
-    assert measured == json.loads((out / "parity.json").read_text())
     assert damage(out) == []
+
+
+def test_a_file_is_compared_again_only_where_something_else_is_asked(
+    karma: Run, tiny_path: Path, tmp_path: Path, prompts: Path
+) -> None:
+    def check(*words: object) -> tuple[bool, dict[str, Any]]:
+        """Whether it was compared, and the figures that are kept."""
+        ended = karma("gguf", tiny_path, tmp_path / "made", "--type", "f16", "--check", "--prompts", prompts, *words)
+        assert ended.code == 0, ended.err
+        assert damage(tmp_path / "made") == []
+        figures = json.loads((tmp_path / "made" / "manifest.json").read_text())["measured"]["parity"]
+        return "comparing with transformers" in ended.err, figures
+
+    compared, first = check()
+    assert (compared, first["system"]) == (True, None)
+    assert check() == (False, first)
+    compared, persona = check("--system", tiny.PERSONA)
+    assert (compared, persona["system"]) == (True, tiny.PERSONA)
+    prompts.write_text(PROMPTS.splitlines()[0])
+    compared, fewer = check("--system", tiny.PERSONA)
+    assert (compared, fewer["n_prompts"]) == (True, 1)
+
+
+def test_figures_that_are_kept_are_held_against_the_limits_asked_for_now(
+    karma: Run, tiny_path: Path, tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "interleave_rotary", lambda rows, _: rows)
+    arguments = ("gguf", tiny_path, tmp_path / "made", "--check", "--prompts", prompts)
+    assert karma(*arguments, "--max-kl", "100").code == 0
+    assert karma(*arguments, "--max-kl", "100").code == 0
+    for limit in ((), ("--max-kl", "0.01")):
+        again = karma(*arguments, *limit)
+        assert again.code == 1
+        assert "mean KL of" in again.err
+        assert "comparing with transformers" not in again.err
+
+
+def test_a_kill_while_figures_are_noted_leaves_a_whole_artifact(
+    karma: Run, tiny_path: Path, tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("killed")
+
+    arguments = ("gguf", tiny_path, tmp_path / "made", "--type", "f32", "--prompts", prompts)
+    assert karma(*arguments).code == 0
+    monkeypatch.setattr(artifact, "amend", killed)
+    assert "killed" in karma(*arguments, "--check").err
+    assert damage(tmp_path / "made") == []
 
 
 def test_a_file_that_is_not_the_model_is_refused(

@@ -122,3 +122,18 @@ def test_ratings_that_hold_nothing_to_measure_are_refused(karma: Karma, file: st
 
 def test_labels_that_are_not_there_are_missing(karma: Karma) -> None:
     assert karma("--labelled", "nowhere.jsonl").code == 3
+
+
+def test_answers_to_scenarios_that_a_judge_was_trained_on_are_counted(karma: Karma, tmp_path: Path) -> None:
+    """Its fits without a scenario speak only of the very answers it was trained on."""
+    own = find("suites", "suites/labelled-120.jsonl").read_text(encoding="utf-8").splitlines()
+    others = [json.loads(line) for line in own if line]
+    for row in others[:7]:
+        row["response"] += " And another thing."
+    (tmp_path / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
+    judges = ("--scorer", "semantic", "--scorer", "ensemble:signals+semantic", "--scorer", "signals")
+    words = ("--suite", "suites/starter-30.jsonl", *judges)
+    report = json.loads(karma("--labelled", tmp_path / "others.jsonl", *words, "--json").out)
+    assert [judge["familiar"] for judge in report["judges"]] == [7, 7, 0]
+    assert karma("--labelled", tmp_path / "others.jsonl", *words).out.count("7 of 120 answers are to scenarios") == 2
+    assert "are to scenarios" not in karma("--labelled", "suites/labelled-120.jsonl", *words).out

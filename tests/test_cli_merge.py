@@ -12,7 +12,8 @@ import torch
 
 import tiny
 from karma_electric.cli import merge as cli_merge
-from karma_electric.core.artifact import damage
+from karma_electric.core.artifact import damage, read_manifest, seal
+from karma_electric.core.lineage import problems_of
 from karma_electric.core.messages import as_dicts
 from karma_electric.core.recipe import MergeSection
 from karma_electric.models.loading import load_model
@@ -52,13 +53,23 @@ def test_a_merge_is_an_artifact_that_loads(merge: Run, base: Path, adapter: Path
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["kind"] == "merged"
     assert manifest["config"] == {"dtype": "float32", "base": "bf16", "max_shard_size": "0.1MB"}
-    assert set(manifest["inputs"]) == {"base", "adapter"}
+    assert set(manifest["inputs"]) == {"base", "adapter_folder"}
     merged = load_model(out, dtype="float32", device="cpu")
     torch.testing.assert_close(logits(merged), logits(with_adapter(base, adapter)), rtol=0, atol=2e-4)
     again = merge(base, adapter, out, "--dtype", "float32", "--max-shard-size", "0.1MB")
     assert again.code == 0
     assert "already there, skipped" in again.err
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_merge_is_not_taken_for_one_of_another_adapter_beside_it(
+    merge: Run, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    seal(tmp_path / "adapter", kind="adapter", config={}, inputs={})  # a run's own, which is not merged
+    assert merge(base, adapter, tmp_path / "m").code == 0
+    assert read_manifest(tmp_path / "m").parents == {}
+    assert problems_of(tmp_path) == {"adapter": [], "m": []}
 
 
 def test_the_check_takes_prompts_or_conversations(merge: Run, base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -122,6 +122,14 @@ def test_each_difference_is_named(
     assert len(warnings) == 2, "the shift comes after the one difference"
 
 
+def test_another_quantisation_does_not_hide_another_precision(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, axis: Axis
+) -> None:
+    spec = cap_of(model, tokenizer, axis).spec
+    facts = {"fingerprint": "tiny", "template": axis.template_sha256, "dtype": "bfloat16"}
+    assert len(compat.differences(spec, axis, **facts, quantisation="nf4")) == 2
+
+
 def test_tokens_that_differ_are_mentioned(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, axis: Axis
 ) -> None:

@@ -419,6 +419,14 @@ def test_a_card_follows_the_data_and_says_when_it_does_not(tmp_path: Path) -> No
         run("card", folder, "--check", *against)
 
 
+def test_somebody_who_asks_again_is_no_near_duplicate(tmp_path: Path) -> None:
+    asks = "How do I keep my bees alive through a long and very cold winter in the north?"
+    alone = example(1, asks, "Wrap the hive.", asks, "Feed them sugar, too.")
+    assert "| prompts | 2 | 0 | 0 | 0 | 0 | 0 |" in card_of(folder_of(tmp_path / "c", alone))
+    other = example(2, asks, "Leave them forty pounds of honey.")
+    assert "| prompts | 3 | 1 | 1 | 1 | 1 | 1 |" in card_of(folder_of(tmp_path / "d", alone, other))
+
+
 def test_what_is_not_synthetic_is_not_called_so(tmp_path: Path) -> None:
     text = card_of(folder_of(tmp_path / "c", example(1, "Do bees sleep?", "They do, mostly at night.")))
     assert "synthetic" not in text.lower()

@@ -182,6 +182,23 @@ def test_removals_are_recorded_in_the_workbench(files: tuple[Path, Path], tmp_pa
     assert "1 records: none shares text" in run("--db", database, "--against", files[1], "--no-semantic")
 
 
+def test_what_a_reviewer_brought_back_stays_and_still_fails_the_gate(files: tuple[Path, Path], tmp_path: Path) -> None:
+    database = tmp_path / "w.db"
+    with Store.open(database, create=True) as store:
+        store.add([Candidate("a", [user(REFERENCE), assistant("Ask for the inventory.")])], origin="test")
+        store.add_removal("a", "near", "b", 0.9, "a copy")
+        store.decide("a", "accepted", reason="no copy", reviewer="me")  # says nothing of a test
+    apply = ("--db", database, "--against", files[1], "--no-semantic", "--apply")
+    assert "1 records removed" in run(*apply)
+    with Store.open(database) as store:
+        assert store.get("a").status == "rejected"
+        store.decide("a", "accepted", reason="it may stay", reviewer="me")
+    with pytest.raises(GateError, match=r"1 contaminated records stay: a reviewer brought them back \(a\)"):
+        run(*apply)
+    with Store.open(database) as store:
+        assert store.get("a").status == "accepted"
+
+
 def test_a_reference_that_is_not_there_is_named(files: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="nowhere does not exist"):
         run(files[0], "--against", tmp_path / "nowhere", "--no-semantic")

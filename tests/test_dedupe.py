@@ -130,6 +130,19 @@ def test_the_same_beginning_alone_is_no_near_copy() -> None:
     assert by_words(LONG, LONG[:80] + " They will not answer my letters, so I am thinking of going there myself.") == {}
 
 
+def test_items_of_one_group_are_not_compared_with_each_other() -> None:
+    edited = LONG.replace("two regulars", "three regulars")
+    texts = {"a": LONG, "b": edited, "c": edited, "d": PARAPHRASES[0][0], "e": PARAPHRASES[0][1]}
+
+    def found(groups: str) -> dict[str, tuple[str, str]]:
+        chosen = [Item(name, {"prompt": text}, group=g) for (name, text), g in zip(texts.items(), groups, strict=True)]
+        return removed(find_duplicates(chosen, model=sentence_model()))
+
+    assert found("11122") == {}
+    assert found("11222") == {"c": ("exact", "b")}
+    assert found("12223") == {"a": ("near", "b"), "d": ("semantic", "e")}
+
+
 @pytest.mark.parametrize(("one", "other"), OTHER_QUESTIONS)
 def test_short_questions_that_differ_in_what_they_ask_stay(one: str, other: str) -> None:
     assert find_duplicates(items(one, other), model=sentence_model()) == []

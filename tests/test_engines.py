@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BloomConfig, BloomForCausalLM
 
 import tiny
 from karma_electric.core.errors import ArtifactError, InputError, MissingError
@@ -47,6 +48,14 @@ def cap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Cap:
 @pytest.fixture(scope="module")
 def capped_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cap: Cap) -> HfEngine:
     return HfEngine(model, tokenizer, intervention=lambda m, alpha: capped(m, cap, alpha=alpha))
+
+
+def test_a_model_that_tells_no_longest_context_answers(tokenizer: PreTrainedTokenizerBase) -> None:
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2)
+    engine = HfEngine(BloomForCausalLM(config).eval(), tokenizer)
+    (answer,) = engine.generate([[user("Who?")]], Sampling(max_new_tokens=3))
+    assert answer.usage.completion_tokens > 0
 
 
 def greedy_by_hand(

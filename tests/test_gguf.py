@@ -269,6 +269,26 @@ def test_llama_cpp_continues_like_transformers(variant: str, checkpoint, tmp_pat
     assert greedy_by_llama_cpp(tmp_path / "x.gguf", PROMPTS, N_TOKENS) == expected
 
 
+@pytest.mark.parametrize("differ", [True, False])
+def test_an_output_embedding_is_written_where_it_is_another_than_the_tie_says(
+    differ: bool, checkpoint, tmp_path: Path
+) -> None:
+    """transformers reads both from a checkpoint that holds both, and ties them only if they are equal."""
+    folder = shutil.copytree(checkpoint("tied"), tmp_path / "both")
+    tensors = load_file(folder / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding.flip(0).contiguous() if differ else embedding.clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    found = values(write(folder, tmp_path / "x.gguf"))
+    if not differ:
+        write(checkpoint("tied"), tmp_path / "tied.gguf")
+        assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "tied.gguf").read_bytes()
+        return
+    numpy.testing.assert_array_equal(found["output.weight"], tensors["lm_head.weight"].numpy())
+    parity = check_parity(folder, tmp_path / "x.gguf", prompts=PROMPTS, system=None)
+    assert parity.mean_kl_nats < 1e-6
+
+
 @pytest.mark.parametrize("mistake", ["rotary order", "rope factors"])
 def test_the_comparison_sees_mistakes(
     mistake: str, checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,7 @@ from karma_electric.data.judge_check import (
     PAIRS,
     Outcome,
     Pair,
+    asked_otherwise,
     check_judge,
     count,
     read_pairs,
@@ -531,6 +532,8 @@ def test_a_line_that_is_no_pair_is_refused(tmp_path: Path, change: dict[str, Any
 
 # trust
 
+ASKED = {"base_url": None, "arguments": {"alpha": 1.0}, "weights": "a1"}
+
 
 def checked(
     store: Store, tmp_path: Path, rate_of: Callable[[dict[str, Any]], Response], pairs: int = FEWEST_PAIRS
@@ -538,7 +541,7 @@ def checked(
     file = tmp_path / "pairs.jsonl"
     file.write_text("pairs")
     report, _, _ = check(rate_of, [pair(number) for number in range(pairs)])
-    record(store, report, file, temperature=0.7)
+    record(store, report, file, asked=ASKED)
     return file
 
 
@@ -593,12 +596,22 @@ def test_ninety_percent_is_the_line(store: Store, tmp_path: Path, lost: int, pas
 
 def test_the_same_check_is_found_again_and_another_is_not(store: Store, tmp_path: Path) -> None:
     file = checked(store, tmp_path, prefers_good)
-    assert recorded(store, JUDGE, file, samples=1, temperature=0.7) is not None
-    assert recorded(store, JUDGE, file, samples=3, temperature=0.7) is None
-    assert recorded(store, JUDGE, file, samples=1, temperature=0.0) is None
-    assert recorded(store, "another", file, samples=1, temperature=0.7) is None
+    assert recorded(store, JUDGE, file, samples=1, asked=ASKED) is not None
+    assert recorded(store, JUDGE, file, samples=3, asked=ASKED) is None
+    assert recorded(store, "another", file, samples=1, asked=ASKED) is None
+    for name, value in {"base_url": "http://localhost", "arguments": {"alpha": 0.5}, "weights": "b2"}.items():
+        assert recorded(store, JUDGE, file, samples=1, asked={**ASKED, name: value}) is None
+        assert asked_otherwise({"asked": ASKED}, {**ASKED, name: value}) == [name]
     file.write_text("other pairs")
-    assert recorded(store, JUDGE, file, samples=1, temperature=0.7) is None
+    assert recorded(store, JUDGE, file, samples=1, asked=ASKED) is None
+
+
+def test_a_check_that_does_not_say_how_the_judge_was_asked_is_no_such_check(store: Store, tmp_path: Path) -> None:
+    file = checked(store, tmp_path, prefers_good)
+    old = {key: value for key, value in (store.judge_check(JUDGE, RUBRIC) or {}).items() if key != "asked"}
+    store.add_judge_check(JUDGE, RUBRIC, {**old, "temperature": 0.7})
+    assert recorded(store, JUDGE, file, samples=1, asked=ASKED) is None
+    assert asked_otherwise(old, {"base_url": None}) == ["base_url"]
 
 
 def test_a_total_is_the_sum_of_the_scores() -> None:

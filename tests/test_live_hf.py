@@ -16,6 +16,7 @@ from karma_electric.core.errors import InputError
 from karma_electric.core.messages import Conversation, assistant, system, user
 from karma_electric.models.blocks import SITES, Site
 from karma_electric.models.chat_template import prompt_ids
+from karma_electric.models.engines import row_cache
 from karma_electric.models.engines.hf import HfEngine
 from karma_electric.models.engines.live import (
     ClosedError,
@@ -339,6 +340,35 @@ def test_where_memory_is_short_the_last_to_join_gives_way(models: Models) -> Non
             assert "".join(p.text for p in (begun, *pieces)) == expected
         finally:
             handle.remove()
+
+
+@pytest.mark.parametrize("growing", ["join", "reserve"])
+def test_where_memory_ends_while_the_cache_grows_only_the_last_to_join_gives_way(
+    models: Models, monkeypatch: pytest.MonkeyPatch, growing: str
+) -> None:
+    """Some blocks have larger buffers by then, and others have not."""
+    monkeypatch.setattr(row_cache, "_ROOM", 4)
+    n_rows = {"join": 1, "reserve": 2}[growing]  # that the cache has when a second row makes it grow
+    moves: list[int] = []
+    move = row_cache._Layer.move
+
+    def grow(layer: Any, rows: int, width: int, n_tokens: int) -> None:
+        if rows > 1 and len(layer.columns.lengths) == n_rows:
+            moves.append(rows)
+            if len(moves) == 3:
+                raise torch.OutOfMemoryError("too much")
+        move(layer, rows, width, n_tokens)
+
+    with opened(models) as engine:
+        expected = read(engine.submit(asked(0, 120)))[0]
+        monkeypatch.setattr(row_cache._Layer, "move", grow)
+        first = engine.submit(asked(0, 120))
+        pieces = iter(first)
+        begun = next(pieces)
+        with pytest.raises(EngineError, match="not enough memory"):
+            list(engine.submit(asked(3, 100)))
+        assert "".join(p.text for p in (begun, *pieces)) == expected
+        assert len(moves) >= 3
 
 
 def test_a_step_that_fails_fails_its_rows_and_not_the_engine(models: Models) -> None:

@@ -7,9 +7,10 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -23,9 +24,10 @@ from karma_electric.core.messages import Conversation, as_dicts, assistant, syst
 from karma_electric.export import gguf as export
 from karma_electric.export.gguf import export_gguf
 from karma_electric.export.parity import LIMITS, check_parity, require_parity
-from karma_electric.models.chat_template import prompt_ids, prompt_text
+from karma_electric.models.chat_template import DATE, prompt_ids, prompt_text
 from karma_electric.models.engines.llamacpp import LlamaCppEngine, compile_template
 from karma_electric.models.engines.protocol import Engine, Sampling
+from karma_electric.models.loading import load_tokenizer
 
 CONVERSATIONS: list[Conversation] = [
     [system(tiny.PERSONA), user("My neighbour lost the medicine today.")],
@@ -64,6 +66,20 @@ def test_the_prompt_is_what_transformers_renders(conversation: Conversation, eng
     assert engine.render(conversation) == expected
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert engine.tokenize(expected) == ids
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "llama3_2"])
+def test_a_dated_template_has_the_date_that_transformers_is_given(
+    name: str, engine: LlamaCppEngine, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
+    dated = load_tokenizer(tiny_path)
+    dated.chat_template = (folder / f"{name}.jinja").read_text(encoding="utf-8")
+    monkeypatch.setattr(engine, "_template", compile_template(dated.chat_template))
+    for conversation in CONVERSATIONS:
+        expected = prompt_text(dated, conversation)
+        assert DATE in expected
+        assert engine.render(conversation) == expected
 
 
 def test_greedy_answers_are_those_of_transformers_in_order(engine: LlamaCppEngine, model, tokenizer) -> None:
@@ -112,6 +128,23 @@ def test_a_stream_can_be_left(engine: LlamaCppEngine) -> None:
     next(stream)
     stream.close()
     assert engine.generate(CONVERSATIONS[:1], GREEDY)[0].text
+
+
+def test_a_stream_that_fails_is_not_taken_for_a_whole_answer(
+    engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        listening_address = engine._server.listening_address
+
+        def handle_completions(self, request: object, receive: Callable[[dict[str, Any]], bool]) -> None:
+            receive({"choices": [{"text": "Yes, bec"}]})
+            raise RuntimeError("the server is gone")
+
+    monkeypatch.setattr(engine, "_server", Failing())
+    stream = engine.stream(CONVERSATIONS[0], GREEDY)
+    assert next(stream) == "Yes, bec"
+    with pytest.raises(RuntimeError, match="the server is gone"):
+        next(stream)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 import karma_electric.train.merge as merge_module
 import tiny
@@ -398,17 +399,17 @@ def test_what_is_beside_the_weights_is_the_bases(tied: Path, plain: Path, tmp_pa
     base = shutil.copytree(tied, tmp_path / "base")
     (base / "LICENSE.txt").write_text("terms")
     (base / "README.md").write_text("a card of another model")
-    (base / "chat_templates").mkdir()
-    (base / "chat_templates" / "tools.jinja").write_text("{{ messages }}")
+    (base / CHAT_TEMPLATE_DIR).mkdir()
+    (base / CHAT_TEMPLATE_DIR / "tools.jinja").write_text("{{ messages }}")
     merge_adapter(base, plain, MergeSection(), tmp_path / "out")
     kept = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE.txt")
-    for name in (*kept, "chat_templates/tools.jinja"):
+    for name in (*kept, f"{CHAT_TEMPLATE_DIR}/tools.jinja"):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (base, tmp_path / "out"))
     assert after == {**before, "dtype": "bfloat16"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         *kept,
-        "chat_templates",
+        CHAT_TEMPLATE_DIR,
         "config.json",
         "merge.json",
         "model.safetensors",

@@ -263,6 +263,24 @@ def test_with_hardly_any_text_the_middle_penalty_is_taken(
     assert {n.ridge for members in neurons.values() for n in members} == {RIDGES[len(RIDGES) // 2]}
 
 
+@pytest.mark.parametrize("ridge", [None, 1e-3])
+@pytest.mark.parametrize("part", [3, 4])
+def test_tokens_above_in_one_part_alone_leave_nothing_to_choose(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cap: Cap, part: int, ridge: float | None
+) -> None:
+    """Conversation 4 is left out of the fit, 3 is not: fitted is what all tokens give."""
+    one = replace(cap, spec=replace(cap.spec, layers=(3,), thresholds={3: cap.spec.thresholds[3]}))
+    gathered = gather(model, tokenizer, [one], CALIBRATION[:8])
+    over = gathered.streams[3] @ one.directions[3] > one.spec.thresholds[3]
+    (neuron,) = fit_neurons(
+        model, [one], replace(gathered, conversation=torch.where(over, part, 7 - part)), ridge=ridge
+    )[3]
+    assert neuron.ridge == (ridge or RIDGES[len(RIDGES) // 2])
+    (expected,) = fit_neurons(model, [one], gathered, ridge=neuron.ridge)[3]
+    torch.testing.assert_close(neuron.gate, expected.gate, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(neuron.up, expected.up, rtol=1e-4, atol=1e-4)
+
+
 def test_answers_are_told_from_prompts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cap: Cap) -> None:
     """They weigh more in the fit, from the position on that predicts the first token of the answer."""
     chats = CALIBRATION[:6]

@@ -11,11 +11,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from karma_electric.core.artifact import MANIFEST, damage, disk_full, is_whole, read_manifest
+from karma_electric.core.artifact import MANIFEST, content_hash, damage, disk_full, is_whole, read_manifest
 from karma_electric.core.errors import ArtifactError, BusyError, GateError, InputError, MissingError, SpaceError
 from karma_electric.core.progress import Progress, Silent
 from karma_electric.pipeline import Stage, difference, make_artifacts, run_stages
@@ -240,6 +241,28 @@ def test_a_folder_that_karma_did_not_make_is_never_deleted(chain: Chain) -> None
     assert notes.read_text() == "mine"
 
 
+def test_a_folder_that_appears_while_a_stage_is_made_is_never_deleted(chain: Chain) -> None:
+    notes = chain.run / "b" / "notes.txt"
+
+    def make_beside(out: Path, progress: Progress) -> None:
+        chain.note("b")
+        (out / "out.txt").write_text("made")
+        notes.parent.mkdir()
+        notes.write_text("mine")
+
+    chain.execute["b"] = make_beside
+    for _ in range(2):  # when it is made, and when the next attempt would put it in place
+        with pytest.raises(ArtifactError, match="was not made by karma") as caught:
+            chain.go(force=True)
+        assert "Move it away" in caught.value.hint
+        assert notes.read_text() == "mine"
+    notes.parent.rename(chain.run / "notes")
+    chain.go()
+    assert chain.text("b") == "made"
+    assert chain.executed().count("b") == 1
+    assert whole(chain.run)
+
+
 def test_force_finds_a_file_that_was_changed_without_changing_its_size(chain: Chain) -> None:
     chain.go()
     file = chain.run / "b" / "out.txt"
@@ -387,6 +410,62 @@ def test_a_resumable_stage_with_other_settings_starts_afresh(chain: Chain) -> No
     chain.config["b"] = {"text": "other"}
     chain.go()
     assert chain.text("b") == "nothing"
+
+
+def writes(text: str) -> Callable[[Path, Progress], None]:
+    """A stage's work: one file."""
+
+    def execute(out: Path, progress: Progress) -> None:
+        (out / "out.txt").write_text(text)
+
+    return execute
+
+
+def test_an_attempt_on_other_contents_of_an_input_is_not_continued(chain: Chain) -> None:
+    """The same recipe made again has the same ids, and may have other contents."""
+    chain.resumable = {"b"}
+    failing_once(chain, "b", Killed())
+    with pytest.raises(Killed):
+        chain.go()
+    chain.execute["a"] = writes("another a")
+    chain.go(first="a", last="a", force=True)
+    chain.go()
+    assert chain.text("b") == "nothing"
+    manifest = read_manifest(chain.run / "b")
+    assert manifest.parents == {"a": content_hash(read_manifest(chain.run / "a"))}
+
+
+def test_all_of_it_again_begins_anew_and_is_itself_continued(chain: Chain) -> None:
+    chain.resumable = {"b"}
+    failing_once(chain, "b", Killed())
+    with pytest.raises(Killed):
+        chain.go()
+    failing_once(chain, "b", Killed())
+    chain.log.unlink()
+    with pytest.raises(Killed):
+        chain.go(first="b", force=True)
+    told = Told()
+    run_stages(chain.run, chain.stages(), first="b", force=True, progress=told)
+    assert chain.text("b") == "step-1"  # of the second attempt, which began with nothing
+    assert "  continuing where the last attempt stopped" in told.lines
+
+
+def test_what_may_be_kept_is_taken_over_unless_all_of_it_is_made_anew(chain: Chain) -> None:
+    def stages() -> list[Stage]:
+        return [replace(s, take_over=keep) if s.name == "b" else s for s in chain.stages()]
+
+    def keep(out: Path, progress: Progress) -> None:
+        earlier = chain.run / "b" / "out.txt"
+        if earlier.exists():
+            (out / "kept.txt").write_text(earlier.read_text())
+
+    run_stages(chain.run, stages(), progress=Silent())
+    assert not (chain.run / "b" / "kept.txt").exists()
+    chain.config["b"] = {"text": "other"}
+    run_stages(chain.run, stages(), force=True, progress=Silent())
+    assert ((chain.run / "b" / "kept.txt").read_text(), chain.text("b")) == ("text of b", "other")
+    run_stages(chain.run, stages(), first="b", force=True, progress=Silent())
+    assert not (chain.run / "b" / "kept.txt").exists()
 
 
 def test_a_half_wiped_attempt_is_not_continued(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -784,6 +863,15 @@ def test_a_refusal_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="made from something else"):
         make(tmp_path, artifact(text="other"))
     assert names_in(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("below", ["", "deep/down"])
+def test_nothing_is_made_in_a_finished_artifact(tmp_path: Path, below: str) -> None:
+    make(tmp_path, artifact())
+    with pytest.raises(InputError, match="out is a finished artifact"):
+        make(tmp_path / "out" / below, artifact("inner"), force=True)
+    assert names_in(tmp_path / "out") == [MANIFEST, "out.txt"]
+    assert damage(tmp_path / "out") == []
 
 
 def test_an_attempt_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:

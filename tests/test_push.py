@@ -239,6 +239,73 @@ def test_parts_join_what_is_there_and_the_card_tells_of_both(hub: FakeHub, run: 
     assert card.count("### In this repository") == 1
 
 
+def only(run: Path, *parts: str, **options: str) -> Publication:
+    """Some parts of a run."""
+    return plan_publication(run, REPO, only=parts, progress=Silent(), **options)  # type: ignore[arg-type]
+
+
+def layout(hub: FakeHub) -> tuple[str, str]:
+    """The card's section on the repository: what it tells of this version, and the line on others."""
+    lines = there(hub)["README.md"].decode().partition("### In this repository")[2].partition("<!--")[0].splitlines()
+    others = [line for line in lines if "From an earlier push, not of this version" in line]
+    return "\n".join(line for line in lines if line not in others), "".join(others)
+
+
+def test_what_an_earlier_push_of_the_same_run_left_is_told_as_the_runs(hub: FakeHub, run: Path) -> None:
+    push(hub, plan_publication(run, REPO, root="merged", progress=Silent()))
+    push(hub, only(run, "gguf"))
+    ours, others = layout(hub)
+    assert "- The top: the model without the cap" in ours, "not what --root says, but what lies there"
+    assert all(f"- `{folder}/`" in ours for folder in ("capped", "adapter", "axis"))
+    assert others == ""
+    push(hub, only(run, "capped"))
+    ours, others = layout(hub)
+    assert "- The top: the capped model" in ours
+    assert "`capped/`: the capped model" in ours
+    assert others == ""
+
+
+def test_what_another_version_left_is_named_apart(hub: FakeHub, run: Path, publication: Publication) -> None:
+    old = contents(publication) | {"other-q4_k_m.gguf": b"old", "merged/model.safetensors": b"old", "photo.png": b"x"}
+    hub.add(REPO, old | {"fake-135m-q8_0.gguf": b"old", "config.json": b"{}"})
+    push(hub, only(run, "axis"))
+    ours, others = layout(hub)
+    assert "- `axis/`" in ours
+    assert "- `adapter/`" in ours
+    assert "fake-135m-capped-q8_0.gguf`: `ollama" in ours
+    for stale in ("the model at the top", "`merged/`", "`other-q4_k_m.gguf`", "`fake-135m-q8_0.gguf`"):
+        assert stale in others
+    assert not any(part in ours for part in ("- The top", "- `merged/`", "q4_k_m", "fake-135m-q8_0.gguf"))
+    assert "photo.png" not in others
+    push(hub, publication)
+    ours, others = layout(hub)
+    assert ours.count("- The top: the capped model") == ours.count("- `merged/`") == 1
+    assert "- From an earlier push, not of this version: `other-q4_k_m.gguf`." in others
+    hub.log.clear()
+    push(hub, publication)
+    assert not hub.count(WRITES)
+
+
+def test_another_root_leaves_the_folder_of_the_other_version(hub: FakeHub, run: Path, publication: Publication) -> None:
+    hub.add(REPO, contents(publication) | {"merged/model.safetensors": b"old"})
+    push(hub, plan_publication(run, REPO, root="merged", progress=Silent()))
+    ours, others = layout(hub)
+    assert "- The top: the model without the cap" in ours
+    assert "- `merged/`" not in ours
+    assert "of this version: `merged/`." in others
+
+
+def test_a_dry_run_gives_the_card_that_the_push_would_publish(
+    hub: FakeHub, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("push", run, REPO, "--only", "axis", "--json", "--endpoint", hub.endpoint)
+    hub.add(REPO, {"merged/model.safetensors": b"old"})
+    said = json.loads(karma_here(monkeypatch, capsys, *words, "--dry-run").out)
+    assert karma_here(monkeypatch, capsys, *words).code == 0
+    assert "`merged/`" in layout(hub)[1]
+    assert said["files"][0]["sha256"] == fake_hub.sha256(there(hub)["README.md"])
+
+
 def test_another_branch(hub: FakeHub, publication: Publication) -> None:
     push(hub, publication, revision="v2/new")
     assert there(hub, branch="v2/new") == contents(publication)

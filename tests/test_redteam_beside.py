@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fake_run
-from karma_electric.core.artifact import damage
+import tiny
+from karma_electric.arm_stages import plan_arms
+from karma_electric.core.artifact import content_hash, damage, read_manifest, seal
+from karma_electric.core.progress import Silent
+from karma_electric.core.recipe import load_recipe
 from karma_electric.core.resources import find
+from karma_electric.pipeline import run_stages
 from karma_electric.redteam.labelled import load_labelled
 from karma_electric.redteam.scenario import load_suite
 from karma_electric.report import render_report
@@ -66,6 +73,36 @@ def test_another_judge_reads_the_same_answers_without_asking_again(karma: Karma,
     assert (workplace / "other" / base).read_bytes() == (workplace / "runs" / "tiny" / base).read_bytes()
     longer = karma(*words, "--set", "redteam.max_new_tokens=7", "--out", "longer", "--json")
     assert "only judged anew" not in longer.err + longer.out
+
+
+def test_a_model_that_was_made_again_is_asked_again(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its id is that of its recipe, and stays; its weights need not."""
+    monkeypatch.chdir(workplace)
+    recipe = load_recipe("tiny.toml", ['redteam.arms=["tuned"]', 'redteam.labelled=""'])
+    run = workplace / "run"
+
+    def merged(seed: int) -> str:
+        shutil.rmtree(run / "merged", ignore_errors=True)
+        tiny.write_checkpoint(run / "merged", seed=seed)
+        seal(run / "merged", kind="merged", config={"one": 1}, inputs={})
+        return read_manifest(run / "merged").id
+
+    def answers(**options: Any) -> tuple[str, bytes]:
+        models = {"tuned": (run / "merged", {"merged": read_manifest(run / "merged").id})}
+        done = run_stages(run, plan_arms(recipe, run, models, "no axis"), progress=Silent(), **options)
+        arm = run / "redteam" / "tuned"
+        assert read_manifest(arm).parents == {"merged": content_hash(read_manifest(run / "merged"))}
+        return dict(done)["redteam/tuned"], (arm / "completions.jsonl").read_bytes()
+
+    first = merged(0)
+    old = answers()
+    assert answers() == ("skipped", old[1])
+    assert merged(7) == first
+    made, new = answers(force=True)
+    assert made == "made"
+    assert new != old[1]
+    recipe = load_recipe("tiny.toml", ['redteam.arms=["tuned"]', 'redteam.labelled=""', 'redteam.scorer="semantic"'])
+    assert answers(force=True) == ("made", new)  # another judge asks nothing
 
 
 def test_raters_may_judge_harmless_twins_without_the_arms_being_asked_again(karma: Karma, workplace: Path) -> None:

@@ -180,6 +180,15 @@ def test_line_breaks_of_every_kind_survive_in_the_files(tmp_path: Path) -> None:
     assert len(read_verdicts(tmp_path)) == 1
 
 
+def test_half_a_surrogate_pair_costs_neither_its_answer_nor_the_batch(tmp_path: Path) -> None:
+    summary = run(ScriptedEngine(lambda _: "No \ud83d \ud83d\ude00 \ud83d"), tmp_path)
+    assert {row["text"] for row in completions(tmp_path)} == {"No \ufffd \U0001f600 \ufffd"}
+    assert summary.n == len(SUITE)
+    failed = tmp_path / "failed"
+    run(Failing(["Question 1.1"], RuntimeError("the reply was \ude00")), failed)
+    assert [row["error"] for row in completions(failed) if row["error"]] == ["RuntimeError: the reply was \ufffd"]
+
+
 def test_an_arm_that_has_not_finished_has_no_verdicts(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"summary\.json does not exist"):
         read_verdicts(tmp_path)

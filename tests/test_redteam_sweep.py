@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 
 import tiny
 from karma_electric.core.errors import InputError
+from karma_electric.core.recipe import load_recipe
 from karma_electric.redteam.sweep import MOST_CELLS, Cell, front, parse_grid, spread
 from karma_electric.steer.axis import save_axis
 from karma_electric.steer.responses import RESPONSE_KINDS, Response
+from karma_electric.sweeping import Bench, Suites, plan_sweep
 from test_chain import write_workplace
 from test_cli import Ended, karma_here
 from test_inspect_tasks import write_suite
@@ -188,6 +190,21 @@ def test_a_sweep_measures_every_cell_and_is_continued_after_a_kill(karma: Karma,
     assert summary["cells"][0]["cell"] == "uncapped"
     assert (run / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert "Front: " in ended.out
+
+
+@pytest.mark.parametrize("name", ["suite", "benign", "items"])
+def test_a_cell_is_made_anew_when_a_suite_was_corrected(karma: Karma, tmp_path: Path, name: str) -> None:
+    recipe = load_recipe("tiny.toml")
+
+    def ids() -> list[str]:
+        suites = Suites.load(recipe, "benign.jsonl", "items.jsonl", None)
+        return [stage.id for stage in plan_sweep(Bench(recipe, tmp_path / "runs" / "tiny", grid()), grid(), suites)]
+
+    before = ids()
+    assert ids() == before
+    file = tmp_path / f"{name}.jsonl"
+    file.write_text(file.read_text() + "\n")  # no id changes
+    assert not set(before) & set(ids())
 
 
 def test_a_sweep_without_a_run_says_what_to_type(karma: Karma, tmp_path: Path) -> None:

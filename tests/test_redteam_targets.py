@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ import pytest
 pytest.importorskip("inspect_ai")
 
 import tiny
-from chat_server import chat_server, said
+from chat_server import ChatServer, Response, chat_server, refused, said
+from karma_electric import attacking
 from karma_electric.core.errors import MissingError
 from karma_electric.core.messages import system, user
 from karma_electric.models.asking import Endpoint, NoAnswer
 from karma_electric.models.engines.protocol import Sampling
 from karma_electric.redteam.seeds import read_seeds
 from karma_electric.steer.spec import save_spec
-from karma_electric.targets import AskedTarget, slug
+from karma_electric.targets import AskedTarget, slug, target_input
 from test_chain import write_workplace
 from test_cli import Ended, karma_here
 from test_inspect_tasks import DECLINE, write_script, write_suite
@@ -229,6 +231,90 @@ def test_drift_attacks_a_real_model_and_takes_the_answer_that_lies_furthest(
     assert len(set(drifts)) > 1
     assert kept["drift"] == max(drifts)
     assert last["by"] == "scenario"
+
+
+@pytest.mark.parametrize("file", ["cap.json", "axis.safetensors"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_target_with_another_cap_is_another_target(
+    karma: Karma, tmp_path: Path, tiny_path: Path, model: Any, tokenizer: Any, file: str, named: bool
+) -> None:
+    write_run(tmp_path, tiny_path)
+    axis = tmp_path / "runs" / "tiny" / "axis"
+    (tmp_path / "runs" / "tiny" / "merged").unlink()
+    shutil.copytree(tiny_path, tmp_path / "runs" / "tiny" / "merged")  # a link has its cap beside what it leads to
+    save_spec(tiny.cap_at(model, tokenizer, "mlp").spec, axis / "cap.json")
+    # the cap of `karma redteam attack --method drift`, or the one beside the model
+    capped = Endpoint("karma/runs/tiny/merged", model_args={"cap": str(axis)} if named else {"alpha": 1.0})
+    bare = Endpoint(capped.model)
+    before = target_input(capped)
+    assert before.keys() == {"target", "cap", "directions"}
+    assert target_input(bare) == {"target": before["target"]}
+    (axis / file).write_bytes((axis / file).read_bytes() + b" ")
+    changed = {key for key, value in target_input(capped).items() if value != before[key]}
+    assert changed == {"cap" if file == "cap.json" else "directions"}
+
+
+ATTACK = ("attack", "tiny.toml", "--method", "best-of-n", "--target", "openai-api/x/local", "--queries", "2")
+SERIAL = ("--set", "redteam.batch_size=1", "--out", "out")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ChatServer, list[Response]]]:
+    """A target at an address, which says what is on a list, the last entry over and over; nothing is waited for."""
+    monkeypatch.setattr(attacking, "_RETRIES", 0)
+    monkeypatch.setenv("X_API_KEY", "key")
+    says = [said(DECLINE)]
+    with chat_server(lambda _: says.pop(0) if len(says) > 1 else says[0]) as running:
+        monkeypatch.setenv("X_BASE_URL", running.url)
+        yield running, says
+
+
+AWAY = refused(500, "away", {"x-should-retry": "false"})
+
+
+@pytest.mark.parametrize("response", [refused(401, "bad key"), AWAY], ids=["refused", "away"])
+def test_an_attack_on_a_target_that_never_answers_is_not_done(
+    karma: Karma, tmp_path: Path, server: tuple[ChatServer, list[Response]], response: Response
+) -> None:
+    write_suite(tmp_path / "suite.jsonl", 8)
+    running, says = server
+    says[:] = [response]
+    for _ in range(2):
+        ended = karma(*ATTACK, *SERIAL)
+        assert ended.code == 3
+        assert "does not answer: none of 8 conversations got an answer" in " ".join(ended.err.split())
+    assert len(running.requests) == 2 * 4  # then it was taken to be away
+    says[:] = [said(DECLINE)]
+    ended = karma(*ATTACK, *SERIAL, "--json")
+    assert ended.code == 0, ended.err
+    (arm,) = json.loads(ended.out)["attacks"].values()
+    assert (arm["n"], arm["engine_failures"]) == (8, 0)
+
+
+def test_an_address_where_nothing_listens_ends_an_attack(
+    karma: Karma, monkeypatch: pytest.MonkeyPatch, server: tuple[ChatServer, list[Response]]
+) -> None:
+    monkeypatch.setenv("X_BASE_URL", "http://127.0.0.1:9/v1")
+    ended = karma(*ATTACK, "--limit", "1", "--out", "out")
+    assert (ended.code, "(no answer: APIConnectionError" in ended.err) == (3, True)
+
+
+def test_a_target_that_goes_away_is_asked_only_what_is_missing_when_it_is_back(
+    karma: Karma, tmp_path: Path, server: tuple[ChatServer, list[Response]]
+) -> None:
+    write_suite(tmp_path / "suite.jsonl", 24)
+    running, says = server
+    says[:] = [said(DECLINE)] * 2 * 3 + [AWAY]  # two queries to each of three conversations
+    ended = karma(*ATTACK, *SERIAL)
+    assert (ended.code, "6 of 24 conversations are missing" in " ".join(ended.err.split())) == (3, True)
+    says[:] = [said(DECLINE)]
+    before = len(running.requests)
+    ended = karma(*ATTACK, *SERIAL, "--json")
+    assert ended.code == 0, ended.err
+    assert "continues an attack with 18 of 24" in ended.err
+    assert len(running.requests) == before + 2 * 6
+    (arm,) = json.loads(ended.out)["attacks"].values()
+    assert (arm["n"], arm["engine_failures"]) == (24, 15)
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ from karma_electric.data.families import families
 from karma_electric.data.grades import GradeLine, parse_grade, read_grades
 from karma_electric.data.release import TRAIN, VALIDATION, read_source, select, split, write_release
 from karma_electric.data.rubric import DIMENSIONS, RUBRIC, Grade, median_grade
+from karma_electric.data.store import Store
+from karma_electric.stages import plan_release
 
 PROMPT = "Be kind, ünd brief."
 
@@ -254,6 +256,7 @@ def test_a_minimum_grade_without_grades_says_what_to_do(tmp_path: Path) -> None:
         ({"total": 39}, "the total is 39, the scores add up to 40"),
         ({"total": "40"}, "the total is '40'"),
         ({"judge": None}, "'judge' is None, expected text"),
+        ({"rubric": "another", "scores": None}, "line 1: 'scores' is None, expected an object of names and numbers"),
         ({"more": 1}, "exactly the keys"),
     ],
 )
@@ -326,6 +329,21 @@ def test_text_is_kept_as_it_is(tmp_path: Path) -> None:
     write_release(ReleaseSection(), write_corpus(tmp_path / "corpus", odd), PROMPT, tmp_path)
     lines = (tmp_path / TRAIN).read_bytes().split(b"\n")
     assert [json.loads(line)["messages"][2]["content"] for line in lines if line] == [text]
+
+
+def test_a_release_from_a_workbench_is_made_again_when_its_summary_would_say_something_else(tmp_path: Path) -> None:
+    database = tmp_path / "w.db"
+    recipe = load_recipe("recipes/smollm2-v3.toml", [f"release.corpus={database}"])
+    seen = []
+    with Store.open(database, create=True) as store:
+        store.add([Candidate.from_example(example(n)) for n in range(3)], origin="test")
+        seen.append(plan_release(recipe).inputs)
+        assert plan_release(recipe).inputs == seen[0]
+        for change in ({"license": "MIT"}, {"source": "me"}, {"status": "candidate"}, {"status": "rejected"}):
+            item = Candidate(**{**vars(store.get("adversarial-0000")), **change})
+            store.replace(item, reason="", reviewer="")
+            seen.append(plan_release(recipe).inputs)
+    assert len({inputs["corpus"] for inputs in seen}) == 5
 
 
 # --- the shipped releases

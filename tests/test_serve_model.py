@@ -179,6 +179,11 @@ def test_what_cannot_be_opened_is_told(tiny_path: Path, tmp_path: Path) -> None:
         open_model("some.gguf", Opening(alpha=0.5, engine="llamacpp"))
     with pytest.raises(MissingError):
         open_model(str(tmp_path / "none.gguf"), Opening())
+    baked = shutil.copytree(tiny_path, tmp_path / "capped")
+    (baked / "karma").mkdir()
+    (baked / "karma" / "cap_neurons.safetensors").touch()
+    with pytest.raises(InputError, match="compiled into the weights"):
+        open_model(str(baked), Opening(alpha=0.0))
 
 
 def test_a_model_is_named_after_its_run_and_stage(tmp_path: Path) -> None:

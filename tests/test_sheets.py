@@ -132,6 +132,9 @@ def test_a_changed_sheet_is_refused(tmp_path: Path) -> None:
     path.write_text('{"id": "x"}\n')
     with pytest.raises(DataError, match="line 1 is not a line of a sheet"):
         read_sheet(path)
+    path.write_text("")
+    with pytest.raises(DataError, match=r"sheet\.jsonl has no lines"):
+        read_sheet(path)
 
 
 def test_the_verbs_go_from_a_run_to_labels_that_judge_it(tmp_path: Path) -> None:

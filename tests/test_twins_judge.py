@@ -14,7 +14,7 @@ import pytest
 import fake_run
 from karma_electric.arm_stages import plan_arms
 from karma_electric.card import render_card
-from karma_electric.core.artifact import read_json
+from karma_electric.core.artifact import read_json, write_json
 from karma_electric.core.errors import ArtifactError
 from karma_electric.core.progress import Silent
 from karma_electric.core.recipe import Recipe, load_recipe
@@ -166,6 +166,26 @@ def test_a_judge_of_twins_that_was_not_measured_is_a_gap_with_what_to_type(
     assert f"not measured (run {command})" in words(render_report(run, recipe)[0]), "it is of another judge"
 
 
+@pytest.mark.parametrize("other", ["scorer", "suite"])
+def test_the_error_of_another_judge_or_suite_corrects_no_arm(run: Path, suite: Path, other: str) -> None:
+    recipe = fake_run.recipe_for(suite)
+    own = read_run(run, recipe)
+    assert own.judge is not None
+    assert own.agreement
+    (run / "redteam" / "judge").rename(run / "gone")
+    if other == "scorer":
+        fake_run.write_judge(run / "redteam" / "judge", suite, scorer="labels:other.jsonl", raters=["anna"])
+    else:
+        elsewhere = fake_run.write_suite(run / "other.jsonl", 3)
+        fake_run.write_judge(run / "redteam" / "judge", elsewhere, raters=["anna"])
+    found = read_run(run, recipe)
+    assert (found.judge, found.agreement, found.label_raters) == (None, {}, ())
+    assert all(arm.rates.corrected is None for arm in found.arms)
+    assert all(comparison.report.corrected is None for comparison in found.comparisons)
+    render_card(run, recipe)
+    assert "0.71" not in words(render_report(run, recipe)[0])
+
+
 @pytest.mark.parametrize("raters", [("anna", "ben"), ()], ids=["as written now", "as written before"])
 def test_raters_are_not_said_to_be_tuned(karma: Karma, run: Path, suite: Path, raters: tuple[str, ...]) -> None:
     """Neither of attacks nor of twins; what both rated counts, not half of it."""
@@ -173,6 +193,9 @@ def test_raters_are_not_said_to_be_tuned(karma: Karma, run: Path, suite: Path, r
     recipe = judged(run, suite, spec, raters=raters)
     (run / "redteam" / "judge").rename(run / "gone")
     fake_run.write_judge(run / "redteam" / "judge", suite, scorer=spec, raters=raters)
+    for summary in (run / "redteam").glob("*/summary.json"):
+        write_json(summary, {**read_json(summary), "scorer": spec})
+        fake_run.reseal(summary.parent)
     page, card = words(render_report(run, recipe)[0]), render_card(run, recipe)
     out = karma("compare", run, "base", "tuned").out
     for said in (page, card, out):

@@ -23,8 +23,8 @@ from karma_electric.core.progress import Progress
 from karma_electric.core.recipe import Recipe
 from karma_electric.core.resources import find
 from karma_electric.models.refs import resolve
-from karma_electric.pipeline import Stage
-from karma_electric.redteam.kinds import FOLDERS, Kind, ready
+from karma_electric.pipeline import Stage, parents_of
+from karma_electric.redteam.kinds import FOLDERS, Kind, ready, reuse_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,8 +57,17 @@ def plan_arms(
             config = {**asked_config(recipe, kind), "dtype": recipe.model.dtype}
             inputs = {**identity, "suite": hash_file(suite)}
             judged_by = {"axis": axis} if kind == "drift" else judge_inputs(recipe, kind)
-            execute = partial(_arm, recipe, name, kind, folder, suite, run, (config, inputs))
-            stages.append(Stage(name, FOLDERS[kind], config, {**inputs, **judged_by}, execute, resumable=True))
+            stages.append(
+                Stage(
+                    name,
+                    FOLDERS[kind],
+                    config,
+                    {**inputs, **judged_by},
+                    partial(_arm, recipe, name, kind, folder, suite, run),
+                    resumable=True,
+                    take_over=partial(_take_over, config, inputs, run, run / name),
+                )
+            )
         if kind == "benign" and (labelled := _labels_of(recipe, suite)):
             stages.append(_judge_stage(recipe, kind, suite, labelled))
     if recipe.redteam.labelled:
@@ -80,10 +89,12 @@ def _labels_of(recipe: Recipe, suite: Path) -> Path | None:
 
 
 def _judge_stage(recipe: Recipe, kind: Kind, suite: Path, labelled: Path) -> Stage:
+    asked = asked_config(recipe, kind)
+    samples = {"scorer_samples": asked["scorer_samples"]} if "scorer_samples" in asked else {}
     return Stage(
         f"{FOLDERS[kind]}/judge",
         FOLDERS[kind],
-        {"scorer": scorer_named(recipe, kind)},
+        {"scorer": scorer_named(recipe, kind), **samples},
         {"suite": hash_file(suite), "labelled": hash_file(labelled), **judge_inputs(recipe, kind)},
         partial(_judge, recipe, kind, suite, labelled),
         resumable=True,
@@ -115,19 +126,25 @@ def _arm(
     folder: Path,
     suite: Path,
     run: Path,
-    asked: tuple[Mapping[str, Any], Mapping[str, str]],
     out: Path,
     progress: Progress,
 ) -> None:
     from karma_electric.models.engines.hf import HfEngine
     from karma_electric.models.loading import load_model, load_tokenizer
 
-    scenarios, scorer = ready(kind, suite, lambda: chosen_scorer(recipe, kind), run / name, out, asked, progress)
+    scenarios, scorer = ready(kind, suite, lambda: chosen_scorer(recipe, kind))  # a judge that is missing is told first
     model, tokenizer = load_model(folder, dtype=recipe.model.dtype), load_tokenizer(folder)
     engine = HfEngine(model, tokenizer, remember_bytes=remember_bytes(model))
     ask(recipe, engine, scenarios, out, arm=name.rpartition("/")[2], scorer=scorer, progress=progress)
     if kind == "drift":
         _drift(model, tokenizer, folder, scenarios, run, out, progress)
+
+
+def _take_over(
+    config: Mapping[str, Any], inputs: Mapping[str, str], run: Path, earlier: Path, out: Path, progress: Progress
+) -> None:
+    """Keep the answers of an arm if its model is what it was."""
+    reuse_answers(config, inputs, parents_of(run, inputs), earlier, out, progress)
 
 
 def _drift(

@@ -2,7 +2,8 @@
 
     OUT/attacks/METHOD/ARM/    an arm (see redteam/attacks/record.py), and inspect/ with its log for `inspect view`
 
-A run that was cut off is continued by Inspect from its log: finished conversations are not held again.
+A run that was cut off is continued by Inspect from its log: finished conversations are not held again. So is one whose
+target went away. Where no conversation got an answer the log is set aside, and the next run begins anew.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from karma_electric.pipeline import Stage
 from karma_electric.targets import slug, target_config, target_input
 
 if TYPE_CHECKING:
-    from inspect_ai.log import EvalLog
+    from inspect_ai.log import EvalLog, EvalSample
     from inspect_ai.model import Model
 
 LOGS = "inspect"
+_RETRIES = 6  # with waits of 3, 6, 12 ... s: three minutes of rate limits. Inspect, left alone, asks again for ever
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def _attack(
     section = recipe.redteam
     scorer = chosen_scorer(recipe)
     log = _held(recipe, plan, attacker, target, suite, out, progress, len(scenarios))
+    _require_answers(log, target, attacker, out / LOGS)
     sampling = {
         "temperature": section.temperature,
         "top_p": section.top_p,
@@ -194,15 +197,58 @@ def _held(
                 max_samples=section.batch_size,
                 **settings,
             )
-        elif before.status == "success":
+        elif before.status == "success" and not _unasked(before):
             return before
         else:
-            progress.say(f"  continues an attack with {len(before.samples or [])} of {total} conversations held")
+            held = len(before.samples or []) - len(_unasked(before))
+            progress.say(f"  continues an attack with {held} of {total} conversations held")
             (log,) = eval_retry(before, **settings)
     if log.status != "success":
         reason = log.error.message if log.error is not None else log.status
         raise InputError(f"The attack ended early: {reason}.", "Run the same command again: it continues.")
     return log
+
+
+def _require_answers(log: EvalLog, target: Endpoint, attacker: Endpoint | None, logs: Path) -> None:
+    """Refuse to take an attack for done whose target, or attacker, was not there.
+
+    Raises:
+        MissingError: no conversation got an answer, or the target went away in the middle.
+    """
+    from karma_electric.redteam.attacks.record import STORE
+    from karma_electric.redteam.tasks import GONE
+
+    samples = log.samples or []
+    attacks = [sample.store.get(STORE) for sample in samples]
+    reasons = [sample.store[GONE] for sample in samples if GONE in sample.store]
+    again = "Then run the same command again"
+    if any(one["said"] for attack in attacks if attack for one in attack["tries"]):
+        if unasked := _unasked(log):
+            raise MissingError(
+                f"{target.model} no longer answers: {len(unasked)} of {len(samples)} conversations are missing "
+                f"({reasons[0]}).",
+                f"See to it that it does. {again}: it continues.",
+            )
+        return
+    asked = [attack for attack in attacks if attack and attack["queries"]]
+    led = [attack for attack in attacks if attack and str(attack["attacker_fault"]).startswith("failed:")]
+    if not (reasons or asked or led):
+        return  # nothing was there to be asked: a budget too small, or an attacker that does not play
+    who = target if reasons or asked or attacker is None else attacker
+    reasons = [attack["verdict"]["evidence"] for attack in asked or led] or reasons
+    for file in logs.glob("*.eval"):
+        file.rename(file.with_suffix(".unanswered"))  # as Inspect sees it, it is finished: nothing would be asked again
+    raise MissingError(
+        f"{who.model} does not answer: none of {len(samples)} conversations got an answer ({reasons[0]}).",
+        f"Look at its name, its key and its address. {again}.",
+    )
+
+
+def _unasked(log: EvalLog) -> list[EvalSample]:
+    """The conversations that ended because the target was taken to be away; Inspect holds them anew."""
+    from karma_electric.redteam.tasks import GONE
+
+    return [sample for sample in log.samples or [] if sample.error is not None and GONE in sample.store]
 
 
 def finished_log(folder: Path) -> EvalLog | None:
@@ -216,10 +262,11 @@ def finished_log(folder: Path) -> EvalLog | None:
 
 
 def _open(endpoint: Endpoint) -> Model:
-    from inspect_ai.model import get_model
+    from inspect_ai.model import GenerateConfig, get_model
 
     arguments: Mapping[str, Any] = endpoint.model_args
-    return get_model(endpoint.model, base_url=endpoint.base_url, memoize=False, **arguments)
+    patience = GenerateConfig(max_retries=_RETRIES)
+    return get_model(endpoint.model, base_url=endpoint.base_url, config=patience, memoize=False, **arguments)
 
 
 def faults(folder: Path) -> dict[str, int]:

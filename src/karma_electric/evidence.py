@@ -18,7 +18,7 @@ from karma_electric.core.errors import MissingError
 from karma_electric.core.recipe import Recipe
 from karma_electric.core.resources import find
 from karma_electric.kept import files_left_out, is_there
-from karma_electric.redteam.arms import JUDGE, read_arm, read_judge, scorer_of
+from karma_electric.redteam.arms import JUDGE, ArmFolder, judge_beside, read_arm, scorer_of
 from karma_electric.redteam.beside import Beside, read_beside
 from karma_electric.redteam.comparing import ArmRates, PairReport, compare_pair, rates_of
 from karma_electric.redteam.drift_figures import DRIFT, ArmDrifts, read_drifts
@@ -144,7 +144,8 @@ class Evidence:
         beside: over-refusal, capability and drift of the same arms, where they were measured.
         drifts: of the arms whose conversations were measured, by name.
         agreement: of the scorer with labels, per half of the labelled answers, and with all.
-        judge: its error on the labels that it was not tuned on; None where it was not measured.
+        judge: its error on the labels that it was not tuned on; None where it was not measured, or another judge or
+            suite was than the arms have.
         label_raters: who gave the labels that the judge was measured on; empty where that is not known.
         answer_raters: who gave the outcomes, where raters did and their file is still there.
         relabelled: answers of these arms that people have labelled since; no figure goes by that.
@@ -225,9 +226,10 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
     left_out = files_left_out(run)
     artifacts = {artifact.name: artifact for artifact in _artifacts(run, left_out)}
     absent = frozenset(run / name for name in left_out)
-    judge = read_judge(run / _JUDGE)
+    folders = list(_arms(run, recipe.redteam.arms, absent))
+    judge = _judge(run, folders)
     agreement = dict(read_json(run / "redteam" / JUDGE)) if judge is not None else {}
-    arms = tuple(_arms(run, recipe.redteam.arms, judge, absent))
+    arms = tuple(Arm(arm.name, arm.summary, arm.seeds, rates_of(arm.name, arm.verdicts, judge)) for arm in folders)
     by_name = {arm.name: arm for arm in arms}
 
     def read(stage: str, name: str) -> dict[str, Any]:
@@ -282,7 +284,7 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
         agreement=agreement,
         judge=judge,
         label_raters=tuple(agreement.get("raters", ()))
-        or (label_raters(recipe, artifacts[_JUDGE].manifest) if _JUDGE in artifacts else ()),
+        or (label_raters(recipe, artifacts[_JUDGE].manifest) if judge is not None and _JUDGE in artifacts else ()),
         answer_raters=answer_raters([artifact.manifest for artifact in artifacts.values()]),
         relabelled=len(latest(read_relabels(run / "redteam", {arm.name: arm.seeds for arm in arms}))) if arms else 0,
         transcripts=tuple(_transcripts(arms, _suite(recipe, artifacts))),
@@ -303,12 +305,20 @@ def _rank(arm: str) -> tuple[int, str]:
     return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
 
 
-def _arms(run: Path, names: Sequence[str], judge: Judge | None, absent: frozenset[Path]) -> Iterator[Arm]:
+def _arms(run: Path, names: Sequence[str], absent: frozenset[Path]) -> Iterator[ArmFolder]:
     """The recipe's arms that are there; others that lie in the run are of another recipe."""
     folders = [folder for name in names if ((folder := run / "redteam" / name) / SUMMARY).is_file()]
     for folder in sorted(folders, key=lambda folder: _rank(folder.name)):
-        arm = read_arm(folder, folder.name, absent=absent)
-        yield Arm(folder.name, arm.summary, arm.seeds, rates_of(folder.name, arm.verdicts, judge))
+        yield read_arm(folder, folder.name, absent=absent)
+
+
+def _judge(run: Path, arms: Sequence[ArmFolder]) -> Judge | None:
+    """The judge of all arms, if it was measured on their suite; None too where not all have one judge and suite."""
+    asked = {(arm.manifest.inputs.get("suite"), scorer_of(arm.summary)) for arm in arms}
+    if len(asked) != 1:
+        return None
+    [(suite, scorer)] = asked
+    return judge_beside(run / "redteam", suite, scorer)
 
 
 def _told(summary: Mapping[str, Any], key: str) -> Any:

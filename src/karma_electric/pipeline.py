@@ -55,6 +55,8 @@ class Stage:
         resumable: whether `execute` can continue in a folder that a killed attempt left.
         space_bytes: disk that what it makes takes, for the check before the run starts.
         scratch_bytes: disk it needs besides while it is at work.
+        take_over: puts into the folder what may be kept of an earlier artifact; called before `execute` where it begins
+            with an empty folder, and not where all of it is asked for again.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Stage:
     resumable: bool = False
     space_bytes: int = 10_000_000
     scratch_bytes: int = 0
+    take_over: Callable[[Path, Progress], None] | None = None
 
     @property
     def id(self) -> str:
@@ -93,9 +96,10 @@ def state_of(run: Path, stage: Stage, *, hashes: bool = False) -> State:
         return "damaged"
 
 
-def _parents(run: Path, stage: Stage) -> dict[str, str]:
-    """Content hashes of the inputs that are artifacts of this run."""
-    return {role: content_hash(read_manifest(run / role)) for role in stage.inputs if (run / role / MANIFEST).is_file()}
+def parents_of(run: Path, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Content hashes of those inputs (role -> id) that are artifacts of this run, by role."""
+    there = {role: read_manifest(run / role) for role in inputs if (run / role / MANIFEST).is_file()}
+    return {role: content_hash(manifest) for role, manifest in there.items() if manifest.id == inputs[role]}
 
 
 def _changed_parents(run: Path, manifest: Manifest) -> list[str]:
@@ -178,7 +182,14 @@ def make_artifacts(
     Raises:
         BusyError: another process makes one of them.
         ArtifactError: something else is there and `force` is off; says what differs.
+        InputError: `folder` lies in a finished artifact, which would no longer match its manifest.
     """
+    resolved = folder.resolve()
+    sealed = next((place for place in (resolved, *resolved.parents) if (place / MANIFEST).is_file()), None)
+    if sealed is not None:
+        raise InputError(
+            f"{sealed} is a finished artifact: what is made in it would not match its manifest.", "Give another folder."
+        )
     missing = [place for place in (folder, *folder.parents) if not place.exists()]  # the innermost first
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -213,7 +224,7 @@ def _bring_up_to_date(
             continue
         progress.say(f"[{number}/{len(chosen)}] {stage.name}")
         started = time.monotonic()
-        _make(run, stage, progress)
+        _make(run, stage, progress, redo=stage.name in redo)
         progress.say(f"[{number}/{len(chosen)}] {stage.name}: done in {time.monotonic() - started:.0f} s")
         done.append((stage.name, "made"))
     return done
@@ -312,17 +323,25 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _make(run: Path, stage: Stage, progress: Progress) -> None:
+def _make(run: Path, stage: Stage, progress: Progress, *, redo: bool) -> None:
     partial = _partial(run, stage)
-    mark = _beside(partial, "json")  # the id of what is being made in `partial`, and how far it is
+    mark = _beside(partial, "json")  # what is being made in `partial`, from what, and how far it is
+    begun: dict[str, Any] = {"id": stage.id, "parents": parents_of(run, stage.inputs)}
     found = _read_mark(mark) if partial.is_dir() else {}
-    executed = found.get("id") == stage.id and found.get("executed") is True
+    same = all(found.get(key) == begun[key] for key in ("id", "parents"))
+    if redo and not found.get("redo"):
+        same = False  # whoever asks for all of it again does not want the rest of an earlier attempt
+    begun["redo"] = redo or (same and found.get("redo") is True)
+    executed = same and found.get("executed") is True
     measured = dict(found.get("measured") or {}) if executed else {}
-    if not (executed or (stage.resumable and found.get("id") == stage.id)):
+    continued = executed or (stage.resumable and same)
+    if not continued:
         mark.unlink(missing_ok=True)  # first: a kill while wiping must not leave half a folder that seems resumable
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write_json(mark, {"id": stage.id})
+        if stage.take_over is not None and not redo:
+            stage.take_over(partial, progress)
+        write_json(mark, begun)
     elif any(partial.iterdir()):
         progress.say("  continuing where the last attempt stopped")
     try:
@@ -330,13 +349,13 @@ def _make(run: Path, stage: Stage, progress: Progress) -> None:
             measured = dict(stage.execute(partial, progress) or {})
             flush(partial)
             # a kill while hashing must not cost the whole stage
-            write_json(mark, {"id": stage.id, "executed": True} | ({"measured": measured} if measured else {}))
+            write_json(mark, begun | {"executed": True} | ({"measured": measured} if measured else {}))
         seal(
             partial,
             kind=stage.kind,
             config=stage.config,
             inputs=stage.inputs,
-            parents=_parents(run, stage),
+            parents=begun["parents"],
             measured=measured,
         )
     except Exception as error:
@@ -359,9 +378,19 @@ def _read_mark(mark: Path) -> dict[str, Any]:
 
 
 def _put_in_place(run: Path, stage: Stage, partial: Path) -> None:
+    """Move what is sealed in `partial` to its place, and delete the artifact that was there.
+
+    Raises:
+        ArtifactError: something of the user's came there meanwhile. Both stay where they are.
+    """
     final, replaced = run / stage.name, _beside(partial, "replaced")
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
+        if not (final / MANIFEST).is_file():
+            raise ArtifactError(
+                f"{final} is there and has no manifest: it was not made by karma, or lost its manifest.",
+                f"Move it away and run the same command again; what was made is kept in {partial}.",
+            )
         shutil.rmtree(replaced, ignore_errors=True)
         final.replace(replaced)
     partial.replace(final)

@@ -11,7 +11,7 @@ This module knows nothing about the hub itself (`uploading` does), and prints no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
@@ -32,6 +32,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 CARD = "README.md"
 LINEAGE = "lineage"
 _RECIPE = "recipe.toml"
+_TOP = "config.json"  # where it lies at the top, a model does
 _TERMS_FILES = ("LICENSE*", "USE_POLICY*")  # of the base model, where the user has put them into the run
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 _READ_FOR_LEAKS = re.compile(
@@ -58,6 +59,21 @@ class PlannedFile:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A part of the run where a push may put it: in the folder of its name, or at the top.
+
+    Attributes:
+        part: which one.
+        folder: in the repository, with its slash; "" is the top.
+        files: those that its manifest names.
+    """
+
+    part: Part
+    folder: str
+    files: tuple[PlannedFile, ...]
+
+
+@dataclass(frozen=True)
 class Publication:
     """Everything that one push brings to a repository.
 
@@ -68,7 +84,8 @@ class Publication:
         weights_in: folders ("" is the root) that get a model, so that weights an earlier push left there are stale.
         remarks: what the user should know and need not change.
         card: the run's own, which has no word on the repository yet.
-        root: the model that lies at the top.
+        root: the model that is put at the top.
+        places: where all parts of the run would lie, those that are not published now too.
     """
 
     repo_id: str
@@ -78,12 +95,32 @@ class Publication:
     remarks: tuple[str, ...]
     card: str
     root: Root
+    places: tuple[Place, ...]
 
-    def beside(self, paths: Iterable[str]) -> Publication:
-        """The same for a repository that has files already: its card tells where those lie, too."""
-        kept = {path for path in paths if not self.supersedes(path)}
-        known = sorted(kept | {file.path for file in self.files} - {CARD})
-        text = with_layout(self.card, self.repo_id, known, self.root)
+    def beside(self, paths: Iterable[str], same: Collection[PlannedFile] = ()) -> Publication:
+        """The same for a repository that has files already: its card tells where the run's lie, and names others.
+
+        Args:
+            paths: what the repository has.
+            same: files of `places` that it has with this very content.
+        """
+        sent = {file.path: file.sha256 for file in self.files if file.path != CARD}
+        there = {path for path in paths if not self.supersedes(path)} | sent.keys()
+
+        def is_there(file: PlannedFile) -> bool:
+            return sent[file.path] == file.sha256 if file.path in sent else file.path in there and file in same
+
+        whole = {(place.folder, place.part) for place in self.places if all(map(is_there, place.files))}
+        root = next((root for root in get_args(Root) if ("", root) in whole), None)
+        ours = sent.keys() | {file.path for place in self.places for file in place.files if is_there(file)}
+        folders = {path.partition("/")[0] for path in there if "/" in path}
+        others = [
+            *([_TOP] if root is None and _TOP in there else []),
+            *(f"{part}/" for part in PARTS if part in folders and (f"{part}/", part) not in whole and part != "gguf"),
+            *sorted(path for path in there - ours if path.endswith(".gguf") and "/" not in path),
+        ]
+        known = sorted(path for path in there if not path.startswith(tuple(others)))
+        text = with_layout(self.card, self.repo_id, known, root or self.root, others)
         return replace(self, files=(_written(CARD, text), *(file for file in self.files if file.path != CARD)))
 
     @property
@@ -131,7 +168,8 @@ def plan_publication(
         )
     _require_whole(run, progress)
     _require_true_card(run, recipe)
-    files = list(_files(run, parts, root))
+    places = tuple(_places(run))
+    files = list(_files(run, places, parts, root))
     files += _ollama_files(run) if "gguf" in parts else []
     files += [_written("NOTICE", _notice(terms))] if terms else []
     twice = {file.path for file in files if sum(other.path == file.path for other in files) > 1}
@@ -147,6 +185,7 @@ def plan_publication(
         remarks=remarks,
         card=card,
         root=root,
+        places=places,
     )
     return bare.beside(())
 
@@ -169,13 +208,20 @@ def check_repo_id(repo_id: str) -> None:
         )
 
 
-def with_layout(card: str, repo_id: str, paths: Sequence[str], root: Root) -> str:
+def with_layout(card: str, repo_id: str, paths: Sequence[str], root: Root, others: Sequence[str] = ()) -> str:
     """The card with a section under Usage that says what lies where in the repository, and how each is loaded.
 
     The card of a run is rendered before its repository has a name, and speaks of the run's own folders.
+
+    Args:
+        card: the run's.
+        repo_id: owner/name.
+        paths: what is of this run, or of nobody's business.
+        root: the model at the top.
+        others: folders and files that look like parts of a run, and are not of this one.
     """
     begin, end = _SECTION
-    section = "\n".join([begin, "### In this repository", "", *_layout_lines(repo_id, paths, root), end])
+    section = "\n".join([begin, "### In this repository", "", *_layout_lines(repo_id, paths, root, others), end])
     heading = "\n## Usage\n"
     if heading not in card:
         return f"{card.rstrip()}\n\n{section}\n"
@@ -188,11 +234,11 @@ def without_layout(card: str) -> str:
     return re.sub(rf"\n{begin}\n.*?{end}\n", "", card, count=1, flags=re.DOTALL)
 
 
-def _layout_lines(repo_id: str, paths: Sequence[str], root: Root) -> Iterator[str]:
+def _layout_lines(repo_id: str, paths: Sequence[str], root: Root, others: Sequence[str]) -> Iterator[str]:
     top = {path for path in paths if "/" not in path}
     folders = {path.partition("/")[0] for path in paths if "/" in path}
     words = {"capped": "the capped model, in stock transformers and vLLM", "merged": "the model without the cap"}
-    if "config.json" in top:
+    if _TOP in top:
         yield f'- The top: {words[root]}: `AutoModelForCausalLM.from_pretrained("{repo_id}")`, `vllm serve {repo_id}`'
     for part in get_args(Root):
         if part in folders:
@@ -204,7 +250,10 @@ def _layout_lines(repo_id: str, paths: Sequence[str], root: Root) -> Iterator[st
     if "axis" in folders:
         yield "- `axis/`: the axis, and the cap by hooks: `karma serve merged --cap axis` in a copy of this repository"
     yield f"- `{LINEAGE}/`: the manifest of every artifact of the run, with the hash of each of its files"
-    moved = [f"`{root}/`"] * ("config.json" in top) + ["`gguf/`"] * any(path.endswith(".gguf") for path in top)
+    if others:
+        names = ", ".join("the model at the top" if path == _TOP else f"`{path}`" for path in others)
+        yield f"- From an earlier push, not of this version: {names}. `{LINEAGE}/` and this card do not tell of them."
+    moved = [f"`{root}/`"] * (_TOP in top) + ["`gguf/`"] * any(path.endswith(".gguf") for path in top)
     if moved:
         yield ""
         yield f"What the rest of this card calls {' and '.join(moved)}, as the run does, lies at the top here."
@@ -267,14 +316,26 @@ def _folder(part: str, root: str) -> str:
     return "" if part in (root, "gguf") else f"{part}/"
 
 
-def _files(run: Path, parts: Sequence[str], root: str) -> Iterator[PlannedFile]:
-    for part in parts:
+def _places(run: Path) -> Iterator[Place]:
+    for part in PARTS:
+        if not (run / part / MANIFEST).is_file():
+            continue
         manifest = read_manifest(run / part)
-        folder = _folder(part, root)
-        for name in sorted(manifest.files):
-            yield PlannedFile(folder + name, run / part / name, manifest.sizes[name], manifest.files[name])
-        if part != "gguf":  # a folder with its manifest is an artifact again wherever it is downloaded
-            yield _local(folder + MANIFEST, run / part / MANIFEST)
+        for folder in sorted({_folder(part, root) for root in get_args(Root)}):
+            files = (
+                PlannedFile(folder + name, run / part / name, manifest.sizes[name], manifest.files[name])
+                for name in sorted(manifest.files)
+            )
+            yield Place(part, folder, tuple(files))
+
+
+def _files(run: Path, places: Sequence[Place], parts: Sequence[str], root: str) -> Iterator[PlannedFile]:
+    for place in places:
+        if place.part not in parts or place.folder != _folder(place.part, root):
+            continue
+        yield from place.files
+        if place.part != "gguf":  # a folder with its manifest is an artifact again wherever it is downloaded
+            yield _local(place.folder + MANIFEST, run / place.part / MANIFEST)
     for artifact in artifacts_of(run):
         name = artifact.relative_to(run).as_posix().replace("/", "-")
         yield _local(f"{LINEAGE}/{name}.json", artifact / MANIFEST)

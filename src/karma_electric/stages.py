@@ -159,6 +159,7 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
             "name": recipe.card.model_name,
             "system_prompt": persona,
             "license": recipe.card.license,
+            "license_text": licence_text(recipe),
         },
         {"merged": merged, "capped": capped},
         partial(_gguf, recipe, run),
@@ -238,8 +239,8 @@ def _hash_source(source: Path, *, graded: bool, force: bool) -> str:
         if item.status == "accepted"
     }
     others = Counter(item.status for item in items if item.status != "accepted")  # the summary counts them
-    grades = {id_: totals.get(id_) for id_ in accepted} if graded else {}
-    return hash_text(canonical_json({"items": accepted, "others": others, "grades": grades}))
+    given = {id_: totals.get(id_) for id_ in accepted} if graded else {}
+    return hash_text(canonical_json({"items": accepted, "others": others, "grades": given}))
 
 
 def _release(recipe: Recipe, source: Path, force: bool, out: Path, progress: Progress) -> None:

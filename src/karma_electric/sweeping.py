@@ -11,7 +11,7 @@ own cap was calibrated on.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -50,11 +50,12 @@ _PROBE_TOKENS = 8
 
 @dataclass(frozen=True)
 class Suites:
-    """What every cell is asked."""
+    """What every cell is asked, and `hashes` of the whole files: signals and checks decide figures as questions do."""
 
     safety: tuple[Scenario, ...]
     benign: tuple[Scenario, ...]
     capability: tuple[Item, ...]
+    hashes: Mapping[str, str]
 
     @classmethod
     def load(cls, recipe: Recipe, benign: str, capability: str, limit: int | None) -> Suites:
@@ -69,10 +70,13 @@ class Suites:
                 f"{benign} is a suite of kind {kind}, expected harmless twins (every id begins with {PREFIX}).",
                 "Give another with --benign; benign-100.jsonl is shipped.",
             )
+        files = {"suite": recipe.redteam.suite, "benign": benign, "capability": capability}
+        paths = {role: find("suites", name) for role, name in files.items()}
         return cls(
-            tuple(spread(load_suite(find("suites", recipe.redteam.suite)), limit)),
-            tuple(spread(load_suite(find("suites", benign)), limit)),
-            tuple(spread(load_items(find("suites", capability)), limit)),
+            tuple(spread(load_suite(paths["suite"]), limit)),
+            tuple(spread(load_suite(paths["benign"]), limit)),
+            tuple(spread(load_items(paths["capability"]), limit)),
+            {role: hash_file(path) for role, path in paths.items()},
         )
 
     def answers(self, seeds: int) -> int:
@@ -205,10 +209,11 @@ def plan_sweep(bench: Bench, cells: Sequence[Cell], suites: Suites) -> list[Stag
         if not path.exists():
             raise MissingError(f"{path} is not there, and a sweep needs it.", "Make it: karma run RECIPE --to axis")
     inputs = {
-        "merged": resolve(str(needed["merged"])).fingerprint,
+        "model": resolve(str(needed["merged"])).fingerprint,  # a hash of its files, not the artifact's id
         "directions": hash_file(needed["axis"]),
         "responses": hash_file(needed["responses"]),
         **judge_inputs(recipe),
+        **suites.hashes,
     }
     asked = {
         "safety": [scenario.id for scenario in suites.safety],
@@ -221,7 +226,7 @@ def plan_sweep(bench: Bench, cells: Sequence[Cell], suites: Suites) -> list[Stag
             f"sweep/{cell.name}",
             "sweep-cell",
             {**asked_config(recipe), **steering, "cell": asdict(cell), "asked": asked},
-            {**inputs, "suite": hash_file(find("suites", recipe.redteam.suite))},
+            inputs,
             partial(_measure, bench, cell, suites),
             resumable=True,
         )

@@ -23,7 +23,7 @@ from karma_electric.core.recipe import Recipe
 from karma_electric.models.asking import Asker, Endpoint, NoAnswer, Outage
 from karma_electric.models.engines.protocol import Alpha, Completion, OnDrift, Sampling, Usage
 from karma_electric.pipeline import Stage
-from karma_electric.redteam.kinds import FOLDERS, Kind, ready
+from karma_electric.redteam.kinds import FOLDERS, Kind, ready, reuse_answers
 
 T = TypeVar("T")
 
@@ -153,8 +153,9 @@ def plan_target(recipe: Recipe, endpoint: Endpoint, place: Path) -> list[Stage]:
                 FOLDERS[kind],
                 config,
                 {**inputs, **judge_inputs(recipe, kind)},
-                partial(_arm, recipe, endpoint, kind, suite, place / name, (config, inputs)),
+                partial(_arm, recipe, endpoint, kind, suite),
                 resumable=True,
+                take_over=partial(reuse_answers, config, inputs, {}, place / name),
             )
         )
     return stages
@@ -166,7 +167,7 @@ def target_config(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def target_input(endpoint: Endpoint) -> dict[str, str]:
-    """The weights of a target of ours, by hash; nothing of another provider's is known."""
+    """The weights of a target of ours and its cap, by hash; nothing of another provider's is known."""
     from karma_electric.models.engines.named import engine_kind
     from karma_electric.models.refs import resolve
 
@@ -175,9 +176,25 @@ def target_input(endpoint: Endpoint) -> dict[str, str]:
     name = endpoint.model.removeprefix("karma/")
     kind = engine_kind(name)
     if kind == "hf":
-        return {"target": resolve(name).fingerprint}
+        return {"target": resolve(name).fingerprint, **_cap_input(Path(name), endpoint.model_args)}
     file = Path(name.removeprefix("scripted:"))
-    return {"target": hash_file(file)} if file.is_file() else {}
+    found = {"target": hash_file(file)} if file.is_file() else {}
+    return found | (_cap_input(file, endpoint.model_args) if kind == "llamacpp" else {})
+
+
+def _cap_input(model: Path, arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Threshold and directions of the cap that a model's arguments ask for, by hash; one that is missing is told when
+    it is opened."""
+    from karma_electric.steer.spec import CAP_FILE, load_spec
+
+    if not {"cap", "alpha", "drift"} & arguments.keys():
+        return {}
+    place = Path(arguments.get("cap") or model.resolve().parent / "axis")
+    file = place / CAP_FILE if place.is_dir() else place
+    if not file.is_file():
+        return {}
+    axis = file.parent / load_spec(file).axis
+    return {"cap": hash_file(file), **({"directions": hash_file(axis)} if axis.is_file() else {})}
 
 
 def slug(model: str) -> str:
@@ -190,11 +207,9 @@ def _arm(
     endpoint: Endpoint,
     kind: Kind,
     suite: Path,
-    earlier: Path,
-    asked: tuple[Mapping[str, Any], Mapping[str, str]],
     out: Path,
     progress: Progress,
 ) -> None:
-    scenarios, scorer = ready(kind, suite, lambda: chosen_scorer(recipe, kind), earlier, out, asked, progress)
+    scenarios, scorer = ready(kind, suite, lambda: chosen_scorer(recipe, kind))
     with AskedTarget(endpoint) as target:
         ask(recipe, target, scenarios, out, arm=slug(endpoint.model), scorer=scorer, progress=progress)

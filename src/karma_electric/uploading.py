@@ -165,7 +165,7 @@ class Hub:
             )
         self._check_card(publication)
         before = self._prepare(before, private)
-        publication = publication.beside(before.files)
+        publication = beside(publication, before)
         states = compare(publication, before)
         files = [file for file in publication.files if states[file.path] in ("new", "replaced")]
         removed = tuple(path for path, state in states.items() if state == "removed")
@@ -296,6 +296,13 @@ class Hub:
             return str(done.oid)
 
         return str(_patiently(attempt))
+
+
+def beside(publication: Publication, standing: Standing) -> Publication:
+    """The publication with the card that tells what the repository has beside it, of this run and of others."""
+    files = (file for place in publication.places for file in place.files)
+    same = {file for file in files if file.path in standing.files and _is_same(file, standing.files[file.path])}
+    return publication.beside(standing.files, same)
 
 
 def compare(publication: Publication, standing: Standing) -> dict[str, State]:

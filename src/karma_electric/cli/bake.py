@@ -195,7 +195,8 @@ def plan(
         }
         for number, (file, axis) in enumerate(zip(found, axes, strict=True), 1):
             suffix = "" if number == 1 else f"_{number}"
-            inputs |= {f"axis{suffix}": hash_file(axis), f"cap{suffix}": hash_file(file)}
+            # not "axis": in a run's artifacts that is the id of the run's own
+            inputs |= {f"axis_file{suffix}": hash_file(axis), f"cap{suffix}": hash_file(file)}
         strengths = [spec.alpha if alpha is None else alpha for spec in specs]
         name = out.name if len(alphas) == 1 else f"alpha-{strengths[0]:g}"
         size = sum(f.stat().st_size for f in ref.path.glob("*.safetensors"))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from karma_electric.cli.chat_drift import Gauge
     from karma_electric.cli.chat_session import Session
     from karma_electric.models.engines.protocol import Alpha, Sampling
+    from karma_electric.models.refs import ModelRef
     from karma_electric.steer.axis import Axis
     from karma_electric.steer.spec import Cap
 
@@ -99,7 +100,7 @@ def open_session(
 
     Raises:
         MissingError: no such model; or a strength is asked for, and there is no cap.
-        InputError: alpha outside [0, 1]; or the cap is compiled into this model already.
+        InputError: alpha outside [0, 1]; or one is given for a model with the cap compiled in.
         ArtifactError: the cap is for a model of another shape.
     """
     from karma_electric.cli.chat_session import Session
@@ -118,15 +119,19 @@ def open_session(
         return Session(open_engine(name, engine), sampling, prompt, 0.0, has_cap=False, model=name)
     require("model")
     ref = resolve_loadable(name)
-    found = find_cap(ref.path, cap, needed=bool(alpha) or needs_cap)
+    found = find_cap(ref.path, cap, alpha=alpha, needed=needs_cap)
     model, tokenizer = load_model(ref.path), load_tokenizer(ref.path)
     if found is None:
         prompt = system if system is not None else run_persona(ref.path)
-        return Session(HfEngine(model, tokenizer), sampling, prompt, 0.0, has_cap=False, model=str(ref.path))
+        compiled = is_compiled(ref.path)
+        if compiled:
+            print("capped (compiled in)", file=sys.stderr)
+        engine_ = HfEngine(model, tokenizer)
+        return Session(engine_, sampling, prompt, 0.0, has_cap=False, compiled=compiled, model=str(ref.path))
     from karma_electric.steer.cap import capped
     from karma_electric.steer.spec import describe
 
-    loaded, axis = open_cap(found, model, tokenizer, ref.fingerprint)
+    loaded, axis = open_cap(found, model, tokenizer, ref)
 
     def intervene(model: Any, strength: Alpha) -> AbstractContextManager[Any]:
         return capped(model, loaded, alpha=strength)
@@ -151,9 +156,9 @@ def open_session(
 
 
 def open_cap(
-    file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fingerprint: str, *, warn: bool = True
+    file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ref: ModelRef, *, warn: bool = True
 ) -> tuple[Cap, Axis]:
-    """Read a cap for a loaded model; with `warn`, say on stderr what does not go with it.
+    """Read a cap for a model, which was loaded as it is at `ref`; with `warn`, say on stderr what does not go with it.
 
     Raises:
         ArtifactError: it is for a model of another shape.
@@ -165,27 +170,55 @@ def open_cap(
 
     cap, axis = load_cap(file)
     require_fits(axis, n_layers=len(decoder_blocks(model)), hidden=hidden_size(model))
-    for warning in check_cap(model, tokenizer, cap, axis, fingerprint) if warn else ():
-        print(f"warning: {warning}", file=sys.stderr)
+    if warn:
+        quantisation = "gguf" if ref.path.is_file() else "none"
+        for warning in check_cap(model, tokenizer, cap, axis, ref.fingerprint, quantisation=quantisation):
+            print(f"warning: {warning}", file=sys.stderr)
     return cap, axis
 
 
-def find_cap(model: Path, given: Path | None, *, needed: bool) -> Path | None:
+def is_compiled(model: Path) -> bool:
+    """Whether a model, by its folder, has a cap compiled into its weights."""
+    from karma_electric.steer.neuron import FILE
+
+    return (model / FILE).exists()
+
+
+def require_changeable(model: Path) -> None:
+    """Refuse what needs a cap that can be changed or left out.
+
+    Raises:
+        InputError: the model has its cap compiled in.
+    """
+    from karma_electric.core.errors import InputError
+
+    if is_compiled(model):
+        raise InputError(
+            f"{model} has its cap compiled into the weights: it can be neither changed nor left out, and hooks on top "
+            "would cap twice.",
+            f"Give the uncapped model ({model.parent / 'merged'}) to change alpha, or leave out --cap and --alpha.",
+        )
+
+
+def find_cap(model: Path, given: Path | None, *, alpha: float | None = None, needed: bool = False) -> Path | None:
     """The cap for a model: the one given, else `axis/cap.json` beside the model in its run folder.
+
+    Args:
+        model: its folder, or a GGUF file.
+        given: a cap or its folder.
+        alpha: the strength asked for; any but 0 needs a cap.
+        needed: whether a cap is needed whatever the strength.
 
     Raises:
         InputError: the model has its cap compiled in. MissingError: a cap is needed and there is none.
     """
-    from karma_electric.core.errors import InputError, MissingError
-    from karma_electric.steer.neuron import FILE
+    from karma_electric.core.errors import MissingError
     from karma_electric.steer.spec import CAP_FILE
 
-    if (model / FILE).exists():
-        if given is not None or needed:
-            raise InputError(
-                f"{model} has its cap compiled into the weights; hooks on top would cap twice.",
-                f"Give the uncapped model ({model.parent / 'merged'}) to change alpha, or leave out --cap and --alpha.",
-            )
+    needed = needed or bool(alpha)
+    if given is not None or needed or alpha is not None:  # 0 too: such a model cannot do without its cap
+        require_changeable(model)
+    elif is_compiled(model):
         return None
     if given is not None:
         file = given / CAP_FILE if given.is_dir() else given

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from karma_electric.cli.chat_drift import Gauge, OpenGauge
+    from karma_electric.core.errors import MissingError
     from karma_electric.core.messages import Conversation
     from karma_electric.models.engines.protocol import Engine, Sampling
 
@@ -35,6 +36,7 @@ class Session:
         system_prompt: opens every conversation, None for none.
         alpha: strength of the cap now.
         has_cap: whether there is one.
+        compiled: whether the model has one compiled into its weights, which no strength can change.
         model, cap: folder and cap.json, for what is saved.
         open_gauge: makes what measures drift; None without a cap.
         gauge: the one that is in use while drift is told.
@@ -49,6 +51,7 @@ class Session:
     system_prompt: str | None
     alpha: float
     has_cap: bool
+    compiled: bool = False
     model: str | None = None
     cap: str | None = None
     open_gauge: OpenGauge | None = None
@@ -62,6 +65,7 @@ class Session:
         """Tell the drift of answers from now on, or stop.
 
         Raises:
+            InputError: the cap is compiled into the model.
             MissingError: there is no cap, or nothing tells what drift is usual.
         """
         from karma_electric.core.errors import MissingError
@@ -69,11 +73,23 @@ class Session:
         if not on:
             self.gauge = None
             return
+        self.require_not_compiled()
         if self.open_gauge is None:
             raise MissingError(
                 "There is no cap for this model, so no ceiling to drift over.", "Start again with --cap."
             )
         self.gauge = self.open_gauge()
+
+    def require_not_compiled(self) -> None:
+        """Refuse what needs a cap that can be changed or left out.
+
+        Raises:
+            InputError: the cap is compiled into the model.
+        """
+        from karma_electric.cli.chat import require_changeable
+
+        if self.compiled and self.model is not None:
+            require_changeable(Path(self.model))
 
     def conversation(self, history: Conversation, line: str | None = None) -> Conversation:
         """The system prompt, what was said and, if given, a line of the user."""
@@ -207,6 +223,9 @@ def _obey(session: Session, command: str, argument: str, *, compare: bool) -> No
     elif command == "/compare":
         if not session.history:
             raise InputError("Nothing to compare yet.", "Ask something first.")
+        session.require_not_compiled()
+        if not session.has_cap:
+            raise _no_cap()
         print_comparison(session, session.conversation(session.history[:-1]))
     else:
         raise InputError(f"{command} is not a command.", "Type /help for the list.")
@@ -309,7 +328,7 @@ def print_comparison(session: Session, conversation: Conversation) -> str:
 
 
 def _read_alpha(text: str, session: Session) -> float:
-    from karma_electric.core.errors import InputError, MissingError
+    from karma_electric.core.errors import InputError
 
     try:
         value = float(text)
@@ -317,6 +336,13 @@ def _read_alpha(text: str, session: Session) -> float:
         value = -1.0
     if not 0.0 <= value <= 1.0:
         raise InputError(f"/alpha {text!r} is not a number from 0 to 1.", "For example: /alpha 0.5")
+    session.require_not_compiled()
     if value and not session.has_cap:
-        raise MissingError("There is no cap for this model.", "Start again with --cap.")
+        raise _no_cap()
     return value
+
+
+def _no_cap() -> MissingError:
+    from karma_electric.core.errors import MissingError
+
+    return MissingError("There is no cap for this model.", "Start again with --cap.")

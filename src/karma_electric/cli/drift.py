@@ -205,7 +205,7 @@ def measure(name: str, cap_file: Path, transcripts: list[Transcript], *, alpha: 
     progress = Console()
     tokenizer = load_tokenizer(ref.path)
     model = load_model(ref.path)
-    loaded, _ = open_cap(cap_file, model, tokenizer, ref.fingerprint, warn=not compiled)
+    loaded, _ = open_cap(cap_file, model, tokenizer, ref, warn=not compiled)
     if not compiled:
         _say_strengths(transcripts, alpha)
     conversations = {transcript.name: transcript.messages for transcript in transcripts}

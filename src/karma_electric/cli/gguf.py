@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from karma_electric.export.gguf import FileType
 _PROMPTS = "suites/heldout-48.jsonl"
 _N_PROMPTS = 8
-PARITY = "parity.json"
 
 
 def gguf(
@@ -50,7 +49,8 @@ def gguf(
     the memory of a piece of a tensor. Other architectures go through llama.cpp's own program with --converter.
 
     --check runs both in this process: token ids of 50 varied texts, greedy answers to 8 prompts, and mean KL along
-    them. The figures go into the manifest and parity.json. A file that is not the model is refused (exit code 1).
+    them. The figures go into the manifest. A file that is not the model is refused (exit code 1). One that is there
+    already is kept, and compared again where other prompts or another system prompt are asked for.
 
     Example: karma gguf runs/demo/capped capped-gguf --type q8_0 --check
     """
@@ -120,9 +120,14 @@ def make(
 ) -> dict[str, Any]:
     """Export as a stage of its own, and check where asked. Returns what `--json` prints.
 
-    A file that is there already is kept; asked to check, it is checked then, if it was not before.
+    A file that is there already is kept. Asked to check, it is compared then, unless its manifest has the figures of
+    the same prompts and system prompt; either way they are held against the limits asked for now.
+
+    Raises:
+        GateError: the file is not the model. One that was there before stays, with the figures of earlier checks.
+        InputError, MissingError, DataError: arguments that cannot be. ArtifactError: something else is at `out`.
     """
-    from karma_electric.core.artifact import hash_file, read_manifest
+    from karma_electric.core.artifact import amend, hash_file, read_manifest
     from karma_electric.core.errors import InputError
     from karma_electric.models.refs import resolve
     from karma_electric.pipeline import Stage, make_artifacts
@@ -148,8 +153,7 @@ def make(
         converter = find_script(converter)
         inputs["converter"] = hash_file(converter)
 
-    if check:
-        _prompts(check)  # a wrong file is told before anything is written
+    texts = _prompts(check["prompts"]) if check else []  # a wrong file is told before anything is written
 
     def execute(folder: Path, progress: Progress) -> dict[str, Any] | None:
         from karma_electric.export.converter import run_converter
@@ -169,18 +173,22 @@ def make(
                     license_id=license_id,
                     progress=progress,
                 )
-        return _checked(ref.path, file, file_type, check, progress) if check else None
+        return _checked(ref.path, file, file_type, texts, check, progress) if check else None
 
     weights = sum(file.stat().st_size for file in ref.path.glob("*.safetensors"))
     space = weights * (2 if file_type == "f32" else 1)
     stage = Stage(out.name, "gguf", config, inputs, execute, resumable=True, space_bytes=space)
     make_artifacts(out.resolve().parent, [stage], force=force, progress=progress)
     measured = read_manifest(out).measured
-    if check and "parity" not in measured:
-        from karma_electric.core.artifact import amend
+    if check:
+        from karma_electric.export.parity import recorded_parity, require_parity
 
-        figures = _checked(ref.path, out / file_name, file_type, check, progress)
-        measured = amend(out, names=[PARITY], measured=figures).measured
+        known = recorded_parity(measured.get("parity", {}), prompts=texts, system=check["system"])
+        if known is not None:
+            require_parity(known, file_type, max_kl=check["max_kl"])
+        else:  # into the manifest alone: another file would be damage until the manifest names it
+            figures = _checked(ref.path, out / file_name, file_type, texts, check, progress)
+            measured = amend(out, measured=figures).measured
     return {"file": str(out / file_name), "bytes": (out / file_name).stat().st_size, **measured}
 
 
@@ -195,7 +203,7 @@ def _lineage(folder: Path, fingerprint: str) -> dict[str, str]:
     return found
 
 
-def _prompts(check: dict[str, Any]) -> list[str]:
+def _prompts(name: str) -> list[str]:
     """What both are asked.
 
     Raises:
@@ -204,22 +212,20 @@ def _prompts(check: dict[str, Any]) -> list[str]:
     from karma_electric.core.resources import find
     from karma_electric.steer.contrast import load_prompts
 
-    return [prompt.text for prompt in load_prompts(find("suites", check["prompts"]))[:_N_PROMPTS]]
+    return [prompt.text for prompt in load_prompts(find("suites", name))[:_N_PROMPTS]]
 
 
-def _checked(model: Path, file: Path, file_type: FileType, check: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Compare, hold against the limits, keep the figures beside the file.
+def _checked(
+    model: Path, file: Path, file_type: FileType, texts: list[str], check: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
+    """Compare, hold against the limits, return the figures for the manifest.
 
     Raises:
         GateError: the file is not the model. The figures are said; the file is kept for another attempt.
     """
-    from karma_electric.core.artifact import write_json
     from karma_electric.export.parity import check_parity, require_parity
 
     progress.say("  comparing with transformers, in llama.cpp")
-    texts = _prompts(check)
     parity = check_parity(model, file, prompts=texts, system=check["system"])
     require_parity(parity, file_type, max_kl=check["max_kl"])
-    figures = parity.as_dict()
-    write_json(file.with_name(PARITY), figures)
-    return {"parity": figures}
+    return {"parity": parity.as_dict()}

@@ -40,8 +40,9 @@ def calibrate(
 ) -> None:
     """Measure judges on labelled answers: accuracy, kappa, confusion, errors by category; and the raters.
 
-    Word lists were tuned on half A of the scenarios; half B is for measuring. A judge that was trained on these labels
-    is measured by fits that had not seen the scenario. Intervals draw whole scenarios.
+    Word lists were tuned on half A of the scenarios; half B is for measuring. Answers that a judge was trained on are
+    judged by fits that had not seen the scenario. Other answers to those scenarios are not: the report counts them.
+    Intervals draw whole scenarios.
 
     Example: karma judge calibrate --scorer signals --scorer semantic
     """
@@ -73,6 +74,7 @@ def calibrate(
                 "all": asdict(one["all"]),
                 "halves": {half: asdict(found) for half, found in one["halves"].items()},
                 "categories": [asdict(errors) for errors in one["categories"]],
+                "familiar": one["familiar"],
             }
             for one in measured
         ]
@@ -83,6 +85,11 @@ def calibrate(
     _print_raters(raters, rows)
     for one in measured:
         print(f"\n=== {one['scorer']}\n")
+        if one["familiar"]:
+            print(
+                f"{one['familiar']} of {len(rows)} answers are to scenarios that it was trained on with other answers, "
+                "and are judged by that fit.\n"
+            )
         _print_half(one["halves"]["B"], "half B, not tuned on")
         _print_half(one["halves"]["A"], "half A, tuned on, for comparison")
         _print_half(one["all"], "both halves")
@@ -92,8 +99,12 @@ def calibrate(
 
 
 def measure_judge(judge: Any, scenarios: list[Scenario], rows: list[Labelled], progress: Any) -> dict[str, Any]:
-    """Agreement of one judge on all labels and on each half, and its errors by category on half B."""
-    from karma_electric.redteam.labelled import agree, errors_by_category, half_of, judge_rows
+    """Agreement of one judge on all labels and on each half, and its errors by category on half B.
+
+    `familiar` counts the answers to scenarios that it was trained on with other answers.
+    """
+    from karma_electric.redteam.labelled import agree, as_cases, errors_by_category, half_of, judge_rows
+    from karma_electric.redteam.scorers.protocol import familiar
 
     verdicts = judge_rows(scenarios, rows, judge, progress=progress)
     _require_rated(judge, scenarios, rows, verdicts)
@@ -104,19 +115,19 @@ def measure_judge(judge: Any, scenarios: list[Scenario], rows: list[Labelled], p
         "all": agree(rows, verdicts),
         "halves": {half: agree([r for r, _ in found], [v for _, v in found]) for half, found in halves.items()},
         "categories": errors_by_category(scenarios, [r for r, _ in halves["B"]], [v for _, v in halves["B"]]),
+        "familiar": sum(familiar(judge, as_cases(scenarios, rows))),
     }
 
 
 def _require_rated(judge: Any, scenarios: list[Scenario], rows: list[Labelled], verdicts: list[Verdict]) -> None:
     """Refuse a judge that only looks ratings up and has none: figures of nothing look like figures."""
     from karma_electric.core.errors import InputError
+    from karma_electric.redteam.labelled import as_cases
     from karma_electric.redteam.scorers.labels import NOT_RATED
-    from karma_electric.redteam.scorers.protocol import Case
 
     if any(verdict.evidence != NOT_RATED for verdict in verdicts):
         return
-    asked = {scenario.id: scenario for scenario in scenarios}
-    known = judge.score([Case(asked[row.scenario_id], row.all_answers) for row in rows])
+    known = judge.score(as_cases(scenarios, rows))
     if any(verdict.evidence != NOT_RATED for verdict in known):
         raise InputError(
             f"{judge.spec}: its file has one rating of each answer, expected two: one is measured by the other.",

@@ -108,7 +108,8 @@ def _make(
     ref = resolve(base)
     if out.resolve() in (ref.path.resolve(), adapter.resolve()):
         raise InputError(f"{out} is what is merged.", "Give a new folder for OUT.")
-    inputs = {"base": ref.fingerprint, "adapter": adapter_fingerprint(adapter)}
+    # not "adapter": in a run's artifacts that is the id of the run's own
+    inputs = {"base": ref.fingerprint, "adapter_folder": adapter_fingerprint(adapter)}
     conversations: list[Conversation] = []
     if check is not None:
         texts = find("suites", check)

@@ -105,10 +105,10 @@ def _ask(hub: Hub) -> tuple[Standing | None, str]:
 
 
 def _show(publication: Publication, standing: Standing | None, known: str, *, json_: bool) -> None:
-    from karma_electric.uploading import compare
+    from karma_electric.uploading import beside, compare
 
     if standing is not None:
-        publication = publication.beside(standing.files)
+        publication = beside(publication, standing)
     states: dict[str, Any] = dict(compare(publication, standing)) if standing is not None else {}
     removed = sorted(path for path, state in states.items() if state == "removed")
     if json_:

@@ -56,8 +56,9 @@ def attack(
 ) -> None:
     """Attack models with conversations that go on from what they said. The goals are the suite's scenarios.
 
-    A killed attack goes on with the conversations that are missing. An attacker that fails, refuses or loops leaves its
-    scenario unscored, and is counted. Logs: inspect view --log-dir runs/NAME/attacks/METHOD/ARM/inspect
+    A killed attack, or one whose target went away, goes on with the conversations that are missing. An attacker that
+    fails, refuses or loops leaves its scenario unscored, and is counted. Logs: inspect view --log-dir
+    runs/NAME/attacks/METHOD/ARM/inspect
 
     Example: karma redteam attack recipes/demo.toml --method crescendo --attacker ollama/llama3.1 --arms tuned,capped
     """

@@ -83,11 +83,11 @@ def _hf(name: str, opening: Opening) -> tuple[LiveEngine, Served]:
     from karma_electric.steer.live import live_cap
 
     ref = resolve_loadable(name)
-    found = find_cap(ref.path, opening.cap, needed=bool(opening.alpha))
+    found = find_cap(ref.path, opening.cap, alpha=opening.alpha)
     model, tokenizer = load_model(ref.path), load_tokenizer(ref.path)
     intervention, cap_told, reference, toward = None, _baked(ref.path), None, None
     if found is not None:
-        cap, axis = open_cap(found, model, tokenizer, ref.fingerprint)
+        cap, axis = open_cap(found, model, tokenizer, ref)
         toward = axis.toward
         if opening.drift:
             reference = _reference(model, tokenizer, cap, found, ref.fingerprint)

@@ -38,6 +38,14 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair (\\ud800 to \\udfff alone), which no file can hold.
+
+    An endpoint may send one where it cuts an answer off in the middle of a character.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def drop_torn_line(path: Path) -> None:
     """Cut off a last line without its end, which a kill has left; what it held is done again."""
     if not path.exists():

@@ -58,13 +58,18 @@ def problems_of(
 
 
 def broken_links(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[str]:
-    """Inputs that name an artifact of this run, when that is gone, has another id, or other contents."""
+    """Inputs that name an artifact of this run, when that is gone, has another id, or other contents.
+
+    Other roles (`base`, `model`) are hashes of files, whatever folder has the same name.
+    """
     found = []
     for role, given in manifest.inputs.items():
-        if role in manifests and manifests[role].id != given:
-            found.append(f"was made from another {role} (id {given}, here {manifests[role].id})")
-        elif role not in manifests and role.partition("/")[0] in (*STAGES, *BESIDE):
+        if role.partition("/")[0] not in (*STAGES, *BESIDE):
+            continue
+        if role not in manifests:
             found.append(f"was made from {role}, which is missing")
+        elif manifests[role].id != given:
+            found.append(f"was made from another {role} (id {given}, here {manifests[role].id})")
         elif role in manifest.parents and manifest.parents[role] != content_hash(manifests[role]):
             found.append(f"was made from other contents of {role} than lie here")
     return found

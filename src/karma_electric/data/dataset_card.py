@@ -194,9 +194,11 @@ def _likeness(examples: Sequence[Example], role: str, model: SentenceModel, prog
     texts = [text for _, text in turns]
     groups = [id_ for id_, _ in turns] if role == "user" else None
     matches = model.closest_within(texts, THRESHOLDS[0], groups=groups, progress=progress)
-    near = find_duplicates(
-        [Item(f"{number:06}", {role: text}) for number, text in enumerate(texts)], near=NEAR, semantic=None
-    )
+    items = [
+        Item(f"{number:06}", {role: text}, group=groups[number] if groups else None)
+        for number, text in enumerate(texts)
+    ]
+    near = find_duplicates(items, near=NEAR, semantic=None)
     return Likeness(
         n=len(texts),
         near=len(near),

@@ -23,6 +23,7 @@ NEAR = 0.7  # Jaccard similarity of character shingles from which two texts are 
 SEMANTIC = 0.92  # cosine similarity from which two texts say the same
 
 Kind = Literal["exact", "near", "semantic"]
+Groups = Sequence[str | int]  # per position; the position itself where an item is in no group
 _SHINGLE = 5  # characters
 _PERMUTATIONS = 128
 _MISSED = 0.001  # chance at most that a pair exactly at the threshold is not looked at
@@ -42,12 +43,14 @@ class Item:
         texts: what is compared, by field ("prompt", "answer"); an empty text is never a copy.
         status: "accepted" is kept before "candidate".
         grade: total out of 40, or None; the higher is kept.
+        group: items of one group are not compared with each other; None is in no group.
     """
 
     id: str
     texts: Mapping[str, str]
     status: str = "candidate"
     grade: float | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,13 +138,14 @@ class _Exact:
 
     kind: Kind = "exact"
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], groups: Groups) -> None:
         self._texts = texts
-        self._kept: dict[str, int] = {}
+        self._groups = groups
+        self._kept: dict[str, int] = {}  # where several are kept, all are of one group
 
     def match(self, position: int) -> tuple[int, float] | None:
         other = self._kept.get(self._texts[position])
-        return None if other is None else (other, 1.0)
+        return None if other is None or self._groups[other] == self._groups[position] else (other, 1.0)
 
     def keep(self, position: int) -> None:
         self._kept[self._texts[position]] = position
@@ -152,10 +156,11 @@ class _Near:
 
     kind: Kind = "near"
 
-    def __init__(self, texts: Sequence[str], threshold: float, progress: Progress) -> None:
+    def __init__(self, texts: Sequence[str], groups: Groups, threshold: float, progress: Progress) -> None:
         from datasketch import MinHash, MinHashLSH
 
         self._texts = texts
+        self._groups = groups
         self._threshold = threshold
         self._lsh = MinHashLSH(num_perm=_PERMUTATIONS, params=_bands(threshold))
         self._hashes = []
@@ -171,7 +176,8 @@ class _Near:
                 progress.update(number, len(texts), "hashed")
 
     def match(self, position: int) -> tuple[int, float] | None:
-        candidates = sorted(self._lsh.query(self._hashes[position]))
+        group = self._groups[position]
+        candidates = sorted(other for other in self._lsh.query(self._hashes[position]) if self._groups[other] != group)
         if not candidates:
             return None
         text = self._texts[position]
@@ -197,9 +203,12 @@ class _Semantic:
 
     kind: Kind = "semantic"
 
-    def __init__(self, texts: Sequence[str], threshold: float, model: SentenceModel, progress: Progress) -> None:
+    def __init__(
+        self, texts: Sequence[str], groups: Groups, threshold: float, model: SentenceModel, progress: Progress
+    ) -> None:
         close = model.close_within(texts, threshold, progress)
         self._texts = texts
+        self._groups = groups
         self._threshold = threshold
         self._vectors = {p: close.vectors[row] for row, p in enumerate(close.indices)}  # views, no copies
         self._kept: list[int] = []
@@ -211,8 +220,11 @@ class _Semantic:
         similarities = self._kept_vectors[: len(self._kept)] @ self._vectors[position]
         over = [int(index) for index in (similarities >= self._threshold).nonzero()[0]]
         for index in sorted(over, key=lambda index: (-similarities[index], index)):
-            if not _another_question(self._texts[position], self._texts[self._kept[index]]):
-                return self._kept[index], min(float(similarities[index]), 1.0)
+            other = self._kept[index]
+            if self._groups[other] != self._groups[position] and not _another_question(
+                self._texts[position], self._texts[other]
+            ):
+                return other, min(float(similarities[index]), 1.0)
         return None
 
     def keep(self, position: int) -> None:
@@ -232,13 +244,14 @@ def _finders(
     """The cheapest first: the first that matches names the kind."""
     texts = [item.texts.get(field, "") for item in ordered]
     plain = [normalised(text) for text in texts]
-    finders: list[_Exact | _Near | _Semantic] = [_Exact(plain)]
+    groups = [position if item.group is None else item.group for position, item in enumerate(ordered)]
+    finders: list[_Exact | _Near | _Semantic] = [_Exact(plain, groups)]
     if near is not None:
-        finders.append(_Near(plain, near, progress))
+        finders.append(_Near(plain, groups, near, progress))
     if semantic is not None:
         if model is None:
             raise ValueError("semantic duplicates need a sentence model")
-        finders.append(_Semantic(texts, semantic, model, progress))
+        finders.append(_Semantic(texts, groups, semantic, model, progress))
     return finders
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -165,16 +165,31 @@ def count(outcomes: Sequence[Outcome], interval: Interval) -> dict[str, Any]:
     }
 
 
-def recorded(store: Store, judge: str, path: Path, *, samples: int, temperature: float) -> dict[str, Any] | None:
-    """The record of this very check, if it was the judge's last one."""
+def recorded(store: Store, judge: str, path: Path, *, samples: int, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of this very check, if it was the judge's last one.
+
+    Args:
+        store: the workbench.
+        judge: its name.
+        path: the file of pairs.
+        samples: grades per answer.
+        asked: what decides the judge's answers, as JSON: address, arguments, sampling, weights.
+    """
     last = store.judge_check(judge, RUBRIC)
-    same = {"file_sha256": hash_file(path), "samples": samples, "temperature": temperature}
-    return last if last is not None and all(last.get(key) == value for key, value in same.items()) else None
+    if last is None or asked_otherwise(last, asked):
+        return None
+    return last if (last["file_sha256"], last["samples"]) == (hash_file(path), samples) else None
 
 
-def record(store: Store, report: dict[str, Any], path: Path, *, temperature: float) -> None:
-    """Keep a whole check in the workbench, with the file it was made with."""
-    about = {"file": path.name, "file_sha256": hash_file(path), "temperature": temperature}
+def asked_otherwise(check: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Which of what decides a judge's answers was not so in a check; all of it, where the check does not say."""
+    before = check.get("asked", {})
+    return sorted(name for name, value in asked.items() if name not in before or before[name] != value)
+
+
+def record(store: Store, report: dict[str, Any], path: Path, *, asked: Mapping[str, Any]) -> None:
+    """Keep a whole check in the workbench, with the file it was made with and how the judge was asked."""
+    about = {"file": path.name, "file_sha256": hash_file(path), "asked": dict(asked)}
     store.add_judge_check(report["judge"], report["rubric"], {**report, **about})
 
 

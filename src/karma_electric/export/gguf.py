@@ -31,6 +31,7 @@ FileType = Literal["q8_0", "f16", "bf16", "f32"]
 _LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _CHUNK_ELEMENTS = 1 << 21  # converted at a time: 8 MB as float32
 _ROPE_FREQS = "rope_freqs.weight"
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _SILENT = Silent()
 
 
@@ -152,14 +153,19 @@ def _plan(model: Model, checkpoint: Mapping[str, StoredTensor], file_type: FileT
     sources: dict[str, str] = {}
     for source in sorted(checkpoint):
         target = names.get_name(source, try_suffixes=(".weight", ".bias"))
-        if source.endswith(".rotary_emb.inv_freq") or (target == "output.weight" and target not in expected):
-            continue  # computed by llama.cpp; tied to the embeddings
-        if target is None or target.removesuffix("bias").removesuffix("weight") + "weight" not in expected:
+        if source.endswith(".rotary_emb.inv_freq"):
+            continue  # computed by llama.cpp
+        known = target == _HEAD or (target or "").removesuffix("bias").removesuffix("weight") + "weight" in expected
+        if target is None or not known:
             raise InputError(
                 f"The checkpoint holds {source}, which a {model.architecture.name} model of llama.cpp does not have.",
                 USE_LLAMA_CPP,
             )
         sources[target] = source
+    if {_HEAD, _EMBEDDING} <= sources.keys() and _HEAD not in expected:
+        head, embedding = (checkpoint[sources[target]] for target in (_HEAD, _EMBEDDING))
+        if not _equal(head, embedding):  # transformers does not tie these, whatever config.json says
+            expected[_HEAD] = expected[_EMBEDDING]
     kinds = gguf.GGMLQuantizationType
     plan = []
     if model.rope["rope_type"] == "llama3":
@@ -180,6 +186,17 @@ def _plan(model: Model, checkpoint: Mapping[str, StoredTensor], file_type: FileT
             rotary = model.architecture.reorders_rotary and (".attn_q." in target or ".attn_k." in target)
             plan.append(_Planned(target, sources[target], found, kind, model.head_dim if rotary else 0))
     return plan
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors hold the same numbers, in whatever types."""
+    import torch
+
+    if one.shape != other.shape:
+        return False
+    step = max(_CHUNK_ELEMENTS // math.prod(one.shape[1:]), 1)
+    pieces = ((first, min(first + step, one.n_rows)) for first in range(0, one.n_rows, step))
+    return all(torch.equal(one.rows(*piece).float(), other.rows(*piece).float()) for piece in pieces)
 
 
 def _converted(tensor: _Planned, checkpoint: Mapping[str, StoredTensor], model: Model) -> Iterator[memoryview]:

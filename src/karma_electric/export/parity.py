@@ -7,12 +7,12 @@ is a question of degree, so the figures are kept and `require_parity` holds them
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from karma_electric.core.artifact import read_json
+from karma_electric.core.artifact import canonical_json, hash_text, read_json
 from karma_electric.core.errors import GateError, InputError
 from karma_electric.core.extras import require
 from karma_electric.core.messages import system as system_turn
@@ -113,6 +113,8 @@ class Parity:
         kl_tokens: tokens in that mean.
         max_new_tokens: tokens generated per prompt.
         dtype: of the checkpoint while it was compared.
+        prompts_sha256: hash of the prompts, in their order.
+        system: the system prompt of every one; None where none was sent.
     """
 
     n_prompts: int
@@ -128,6 +130,8 @@ class Parity:
     kl_tokens: int
     max_new_tokens: int
     dtype: str
+    prompts_sha256: str
+    system: str | None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -211,7 +215,21 @@ def check_parity(
         kl_tokens=len(kl),
         max_new_tokens=max_new_tokens,
         dtype=dtype,
+        prompts_sha256=_hash(prompts),
+        system=system,
     )
+
+
+def recorded_parity(figures: Mapping[str, Any], *, prompts: Sequence[str], system: str | None) -> Parity | None:
+    """The comparison whose figures (`Parity.as_dict`) were kept; None where it asked something else, or did not say."""
+    if figures.get("prompts_sha256") != _hash(prompts) or figures["system"] != system:
+        return None
+    texts = {key: tuple(figures[key]) for key in ("differing_texts", "beyond_llama_cpp")}
+    return Parity(**{field.name: figures[field.name] for field in fields(Parity)} | texts)
+
+
+def _hash(prompts: Sequence[str]) -> str:
+    return hash_text(canonical_json(list(prompts)))
 
 
 def require_parity(parity: Parity, file_type: str, *, max_kl: float | None = None) -> None:

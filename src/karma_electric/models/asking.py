@@ -12,9 +12,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from karma_electric.core.errors import InputError, KarmaError, MissingError
+from karma_electric.core.jsonl import whole_characters
 from karma_electric.core.messages import Conversation
 
 if TYPE_CHECKING:
@@ -204,16 +205,16 @@ class Asker:
         """An exception of any provider as a kind and a reason."""
         from openai import APIConnectionError, APITimeoutError
 
-        cause = _cause(error)
+        cause = cause_of(error)
         if isinstance(cause, MemoryError) or not isinstance(cause, Exception):
             raise cause
         if isinstance(cause, KarmaError):
             return NoAnswer("refused", str(cause))
-        name, text = type(cause).__name__, _first_line(cause)
+        name, text = type(cause).__name__, first_line(cause)
         if isinstance(cause, APITimeoutError) or "Timeout" in name:
             return NoAnswer("timeout", f"no answer within {self.endpoint.timeout_s} s")
         if isinstance(cause, APIConnectionError):
-            return NoAnswer("unreachable", f"{text} ({_first_line(_cause(cause.__cause__ or cause))})")
+            return NoAnswer("unreachable", f"{text} ({first_line(cause_of(cause.__cause__ or cause))})")
         status = getattr(cause, "status_code", None)
         decision = self._model.api.should_retry(cause)
         if status == 429 or getattr(decision, "kind", "") == "rate_limit":
@@ -230,6 +231,20 @@ class Asker:
         return NoAnswer("error", f"{name}: {text}")
 
 
+class Asked(Protocol):
+    """What `Outage` has to know of a model."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def max_connections(self) -> int:
+        """Requests in flight."""
+        ...
+
+
 class Outage:
     """Notices that nothing answers any more, so that thousands of requests are not made in vain.
 
@@ -237,7 +252,7 @@ class Outage:
     After it, refusals do not count: they may be about what was asked.
     """
 
-    def __init__(self, asker: Asker) -> None:
+    def __init__(self, asker: Asked) -> None:
         self._asker = asker
         self._limit = max(4, asker.max_connections)
         self._in_a_row = 0
@@ -348,7 +363,7 @@ def _open(endpoint: Endpoint) -> Model:
                 ) from None
         except (ValueError, TypeError) as error:
             raise InputError(
-                f"{endpoint.model} cannot be used: {_first_line(error)}",
+                f"{endpoint.model} cannot be used: {first_line(error)}",
                 "See https://inspect.aisi.org.uk/providers.html for names and arguments.",
             ) from None
     raise AssertionError("unreachable")
@@ -369,14 +384,14 @@ def _said(output: ModelOutput) -> Said:
         raise NoAnswer("refused", output.completion[:200] or "longer than the model's context")
     read = (usage.input_tokens_cache_read or 0) + (usage.input_tokens_cache_write or 0) if usage else 0
     return Said(
-        text=output.completion,
+        text=whole_characters(output.completion),
         finish="length" if finish in ("max_tokens", "model_length") else finish,
         prompt_tokens=usage.input_tokens + read if usage else 0,
         completion_tokens=usage.output_tokens if usage else 0,
     )
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """The exception that Inspect, or its retry library, has wrapped."""
     from tenacity import RetryError
 
@@ -387,6 +402,7 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an exception says, or else its type."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

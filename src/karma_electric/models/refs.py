@@ -14,10 +14,13 @@ import re
 import shutil
 import tempfile
 from dataclasses import dataclass
+from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
 
 from karma_electric.core.artifact import (
+    MANIFEST,
+    Manifest,
     artifact_id,
     canonical_json,
     hash_file,
@@ -35,12 +38,14 @@ from karma_electric.models.loading import quiet_transformers, restore_digit_spli
 BUILTIN = "builtin:smollm2-135m"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _UNPACKED_BYTES = 270_000_000
+TEMPLATES = "additional_chat_templates"  # folder of further chat templates: transformers.utils.hub.CHAT_TEMPLATE_DIR
+LICENCES = ("LICENSE*", "NOTICE*", "USE_POLICY*")  # terms that go on with whatever is made from a model
 # What decides a model's output: its weights, configuration, tokenizer and templates. Reports, cards and what explains
 # the weights (merge.json, fidelity.json, karma/) lie beside them. `*` does not match a folder here.
 _COMPUTES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"),
     *("adapter_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
-    *("*.model", "*.tiktoken", "chat_template.*", "additional_chat_templates/*.jinja"),
+    *("*.model", "*.tiktoken", "chat_template.*", f"{TEMPLATES}/*.jinja"),
 )
 
 
@@ -101,23 +106,35 @@ def resolve_loadable(name: str) -> ModelRef:
 def folder_fingerprint(folder: Path) -> str:
     """Id of the model in a folder: a hash of the files that decide what it answers, and of no others.
 
-    The hashes are those of the manifest where the folder is one of our artifacts and the file is not newer than the
-    manifest, which is written last; else of the files as they are.
+    In one of our artifacts, a file that is as large as the manifest says, and to which nothing was done since, has its
+    hash from there. All others are hashed, in a copy of an artifact all of them: that takes seconds.
     """
-    if (folder / "manifest.json").is_file():
-        manifest = read_manifest(folder)
-        sealed = (folder / "manifest.json").stat().st_mtime_ns
-        hashes = {
-            name: digest if _is_older(folder / name, sealed) else hash_file(folder / name)
-            for name, digest in manifest.files.items()
-            if _computes(name)
-        }
-        return artifact_id(manifest.kind, {"files": hashes}, {})
-    return hash_text(canonical_json({name: hash_file(folder / name) for name in list_files(folder) if _computes(name)}))
+    there = [name for name in list_files(folder) if _computes(name)]
+    if not (folder / MANIFEST).is_file():
+        return hash_text(canonical_json({name: hash_file(folder / name) for name in there}))
+    manifest = read_manifest(folder)
+    sealed_ns = _sealed_ns(folder, manifest)
+    # with those of files that are gone: that is damage, which is told elsewhere
+    hashes = {name: digest for name, digest in manifest.files.items() if _computes(name)}
+    for name in there:
+        found = (folder / name).stat()
+        # the time of change too: files that are moved or copied in may keep their old time of modification
+        untouched = max(found.st_mtime_ns, found.st_ctime_ns) <= sealed_ns
+        if not (untouched and name in hashes and found.st_size == manifest.sizes.get(name)):
+            hashes[name] = hash_file(folder / name)
+    return artifact_id(manifest.kind, {"files": hashes}, {})
 
 
-def _is_older(file: Path, time_ns: int) -> bool:
-    return not file.is_file() or file.stat().st_mtime_ns <= time_ns  # a file that is gone is damage, told elsewhere
+def _sealed_ns(folder: Path, manifest: Manifest) -> int:
+    """When the files of an artifact had all been hashed; 0 where its manifest does not say.
+
+    Not the time of manifest.json alone: that is written again when something is added (`amend`), and copied.
+    """
+    try:
+        created = int(datetime.fromisoformat(manifest.created).timestamp())
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return min(created * 1_000_000_000, (folder / MANIFEST).stat().st_mtime_ns)
 
 
 def _computes(name: str) -> bool:
@@ -136,7 +153,7 @@ def cache_root() -> Path:
 def _from_hub(name: str, revision: str | None) -> ModelRef:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", *LICENCES]
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client has a dozen of them, all meaning: it cannot be had

@@ -115,42 +115,46 @@ def ready(
     kind: Kind,
     suite: Path,
     chosen: Callable[[], Scorer],
+) -> tuple[list[Scenario], Scorer]:
+    """What an arm is asked, and who judges it."""
+    scenarios = read_asked(suite)
+    return scenarios, scorer_for(kind, suite, chosen)
+
+
+def reuse_answers(
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    contents: Mapping[str, str],
     earlier: Path,
     out: Path,
-    asked: tuple[Mapping[str, Any], Mapping[str, str]],
     progress: Progress,
-) -> tuple[list[Scenario], Scorer]:
-    """What an arm is asked and who judges it; answers that are there already are taken over. See `reuse_answers`."""
-    scenarios = read_asked(suite)
-    scorer = scorer_for(kind, suite, chosen)  # first: a judge that is not there is told at once
-    if reuse_answers(earlier, out, *asked):
-        progress.say("  the answers are there already: only judged anew")
-    return scenarios, scorer
-
-
-def reuse_answers(earlier: Path, out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
-    """Copy the answers of a finished arm that was asked the same, so that another judge need not ask again.
+) -> None:
+    """Copy the answers of an arm that was asked the same of the same, so that another judge need not ask again.
 
     Args:
-        earlier: folder of the arm, finished or not there.
-        out: where the arm is made anew; nothing is copied over answers that it has.
         config: what decides answers and judging; the keys of judging may differ.
-        inputs: what the answers were made from.
-
-    Returns:
-        Whether anything was copied.
+        inputs: ids of what the answers are made from.
+        contents: content hashes of those of them that are artifacts of the run: the same recipe trained again has the
+            same ids and other weights.
+        earlier: folder of the arm, finished or not there.
+        out: where the arm is made anew.
+        progress: told if anything was copied.
     """
-    if not is_whole(earlier) or any(out.rglob(COMPLETIONS)):
-        return False
+    if not is_whole(earlier):
+        return
     manifest = read_manifest(earlier)
-    same = _without_judging(manifest.config) == _without_judging(config)
-    if not same or any(manifest.inputs.get(role) != id_ for role, id_ in inputs.items()) or damage(earlier):
-        return False
+    same = (
+        _without_judging(manifest.config) == _without_judging(config)
+        and all(manifest.inputs.get(role) == id_ for role, id_ in inputs.items())
+        and all(manifest.parents.get(role) == digest for role, digest in contents.items())
+    )
+    if not same or damage(earlier):
+        return
     for file in earlier.rglob(COMPLETIONS):
         place = out / file.relative_to(earlier)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)
-    return True
+    progress.say("  the answers are there already: only judged anew")
 
 
 def _without_judging(config: Mapping[str, Any]) -> dict[str, Any]:

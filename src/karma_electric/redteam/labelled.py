@@ -177,7 +177,7 @@ def measure(
 
     Resamples draw whole scenarios.
 
-    A judge that was trained on labels is measured by fits that had not seen the scenario.
+    A judge that was trained on these very answers is measured by fits that had not seen the scenario.
     """
     judged = judge_rows(suite, rows, scorer or SignalsScorer(), journal=journal, progress=progress)
     parts: dict[Part, list[int]] = {"A": [], "B": [], "all": list(range(len(rows)))}
@@ -197,9 +197,13 @@ def judge_rows(
     progress: Progress | None = None,
 ) -> list[Verdict]:
     """A scorer's verdicts on labelled answers, as on answers that it has never seen."""
+    return score_unseen(scorer, as_cases(suite, rows), journal=journal, progress=progress)
+
+
+def as_cases(suite: Sequence[Scenario], rows: Sequence[Labelled]) -> list[Case]:
+    """Labelled answers as a judge reads them."""
     scenarios = {scenario.id: scenario for scenario in suite}
-    cases = [Case(scenarios[row.scenario_id], row.all_answers) for row in rows]
-    return score_unseen(scorer, cases, journal=journal, progress=progress)
+    return [Case(scenarios[row.scenario_id], row.all_answers) for row in rows]
 
 
 def agree(rows: Sequence[Labelled], verdicts: Sequence[Verdict]) -> Agreement:

@@ -15,7 +15,7 @@ from typing import Any
 
 from karma_electric.core.artifact import read_json, write_atomic, write_json
 from karma_electric.core.errors import ArtifactError, MissingError
-from karma_electric.core.jsonl import append_jsonl, drop_torn_line
+from karma_electric.core.jsonl import append_jsonl, drop_torn_line, whole_characters
 from karma_electric.core.messages import Conversation, assistant, system, user
 from karma_electric.core.progress import Progress
 from karma_electric.models.engines.protocol import Completion, Engine, Sampling, SeededEngine
@@ -244,7 +244,7 @@ def _ask(
                 scenario_id=one.scenario.id,
                 turn=one.turn,
                 prompt=one.scenario.turns[one.turn - 1],
-                text=completion.text,
+                text=whole_characters(completion.text),
                 finish_reason=completion.finish_reason,
                 prompt_tokens=completion.usage.prompt_tokens,
                 completion_tokens=completion.usage.completion_tokens,
@@ -277,7 +277,7 @@ def _failed(one: _Due, error: Exception) -> Answer:
         prompt_tokens=0,
         completion_tokens=0,
         cap_rate=None,
-        error=f"{type(error).__name__}: {error}",
+        error=whole_characters(f"{type(error).__name__}: {error}"),
     )
 
 

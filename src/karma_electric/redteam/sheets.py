@@ -76,7 +76,7 @@ def read_sheet(path: Path) -> list[Row]:
 
     Raises:
         MissingError: there is no such file.
-        DataError: it is not one.
+        DataError: it is not one, or empty.
     """
     rows = []
     for number, raw in read_jsonl(path):
@@ -89,6 +89,8 @@ def read_sheet(path: Path) -> list[Row]:
         if row.id != answers_key(row.scenario_id, row.answers):
             raise DataError(f"{path.name} line {number}: the answers are not those of id {row.id}.", "Make it again.")
         rows.append(row)
+    if not rows:
+        raise DataError(f"{path.name} has no lines.", "Make a sheet: karma redteam sheet RUN --out FILE")
     return rows
 
 

@@ -2,7 +2,8 @@
 
 Importing this module imports Inspect and registers the names; the package's entry point lets Inspect find them alone.
 A target that fails, and one that says nothing, leave their sample unscored with the reason: the run goes on, and its
-log counts them. Epochs are seeds: epoch n is asked under seed + n - 1.
+log counts them. One that never answers, or no longer does, leaves an attack's samples with an error: they are made anew
+when the run is repeated. Epochs are seeds: epoch n is asked under seed + n - 1.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from inspect_ai import Epochs, Task, task
@@ -28,11 +29,14 @@ from inspect_ai.model import (
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import LimitExceededError
+from tenacity import RetryError
 
 from karma_electric.core.errors import InputError, MissingError
+from karma_electric.core.jsonl import whole_characters
 from karma_electric.core.messages import Conversation
 from karma_electric.core.recipe import load_recipe
 from karma_electric.core.resources import find
+from karma_electric.models.asking import NoAnswer, Outage, cause_of, first_line
 from karma_electric.redteam.attacks.methods import NEEDS_ATTACKER, require_method, run_attack
 from karma_electric.redteam.attacks.prompts import load_prompts
 from karma_electric.redteam.attacks.record import STORE
@@ -52,8 +56,17 @@ from karma_electric.redteam.scorers.protocol import Scorer as Judge
 from karma_electric.redteam.signals import Verdict
 
 BROKEN = "karma_broken"  # in a sample's store, beside the attack
+GONE = "karma_gone"  # there too: why the target is taken to be away, and this was not asked
 DRIFT = "drift_mean"  # in a reply's metadata
 _ATTACKER_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A target, for `Outage`. It counts conversations, most of which end with the first request that fails."""
+
+    name: str = "the target"
+    max_connections: int = 1
 
 
 _watchers: list[Callable[[], None]] = []
@@ -228,11 +241,24 @@ def attack_along(
     judge = open_scorer(scorer, base_url=scorer_url, samples=scorer_samples)
     prompts = load_prompts()
     budget = Budget(turns=turns, queries=queries, candidates=candidates)
+    outage = Outage(_Target())
+    gone: list[MissingError] = []
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
+        target = asked_of(get_model(), "target", outage)
+
+        async def ask(conversation: Conversation, seed: int) -> Reply:
+            try:
+                if not gone:
+                    return await target(conversation, seed)
+            except MissingError as error:
+                gone.append(error)
+            state.store.set(GONE, str(gone[0]))
+            raise gone[0]
+
         session = Session(
             scenario_of(state),
-            target=asked_of(get_model(), "target"),
+            target=ask,
             attacker=_attacker(method, attacker),
             attacker_system=prompts.fill("attacker.system"),
             system_prompt=system_prompt,
@@ -286,8 +312,11 @@ async def verdict_of(state: TaskState, judge: Judge) -> tuple[Verdict, dict[str,
     return await judge_case(judge, scenario_of(state), answers, None if broken is None else Broken(**broken)), None
 
 
-def asked_of(model: Model, role: str) -> Ask:
-    """A function that asks an Inspect model, and turns what goes wrong into a fault of the target or the attacker."""
+def asked_of(model: Model, role: str, outage: Outage | None = None) -> Ask:
+    """A function that asks an Inspect model, and turns what goes wrong into a fault of the target or the attacker.
+
+    It raises MissingError where `outage` finds that nothing answers any more.
+    """
 
     async def ask(conversation: Conversation, seed: int) -> Reply:
         config = GenerateConfig(seed=seed)
@@ -298,12 +327,17 @@ def asked_of(model: Model, role: str) -> Ask:
         except (LimitExceededError, MemoryError):
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+            cause = cause_of(error)
+            reason = f"{type(cause).__name__}: {first_line(cause)}"
+            if outage is not None:  # what was asked again in vain failed whatever was asked; a refusal may be about it
+                outage.failed(NoAnswer("error" if isinstance(error, RetryError) else "refused", reason))
             raise (TargetFault(reason) if role == "target" else AttackerFault("failed", reason)) from error
+        if outage is not None:
+            outage.answered()
         if output.empty:
             reason = output.error or "no choices in the reply"
             raise TargetFault(reason) if role == "target" else AttackerFault("failed", reason)
-        return Reply(output.completion, (output.metadata or {}).get(DRIFT))
+        return Reply(whole_characters(output.completion), (output.metadata or {}).get(DRIFT))
 
     return ask
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from karma_electric.core.artifact import require_space, write_json
 from karma_electric.core.errors import ArtifactError
 from karma_electric.core.progress import Progress, Silent
+from karma_electric.models.refs import TEMPLATES
 from karma_electric.models.weights import (
     FLOATING,
     INDEX,
@@ -125,5 +126,5 @@ def _copy_others(source: Path, out: Path) -> None:
             continue
         if file.is_file() and file.name != INDEX:
             shutil.copyfile(file, out / file.name)
-    if (source / "chat_templates").is_dir():  # further templates, as transformers saves them
-        shutil.copytree(source / "chat_templates", out / "chat_templates", dirs_exist_ok=True)
+    if (source / TEMPLATES).is_dir():
+        shutil.copytree(source / TEMPLATES, out / TEMPLATES, dirs_exist_ok=True)

@@ -115,7 +115,7 @@ def differences(
         found.append("The cap was calibrated under another chat template.")
     if (was := made.get("quantisation", "none")) != quantisation:
         found.append(f"The cap was calibrated on weights of quantisation {was}, this model's is {quantisation}.")
-    elif made.get("dtype", dtype) not in (dtype, _UNKNOWN):
+    if made.get("dtype", dtype) not in (dtype, _UNKNOWN):
         found.append(f"The cap was calibrated in {made['dtype']}, this model runs in {dtype}.")
     return found
 

@@ -121,13 +121,15 @@ def _fit(
     targets = _targets(a, v, cap.spec.thresholds[layer], eps, gathered.response, layer)
     checked = (gathered.conversation + 1) % _CHECKED == 0
     parts = [_sums(a, targets, weight, part) for part in (~checked, checked)]
-    decides = bool((targets.over & checked).sum() > 1)
+    everything = parts[0] + parts[1]
+    # both need tokens above the threshold: nothing can be fitted on one without, nor rated
+    decides = all((targets.over & part).sum() > 1 for part in (~checked, checked))
     rated = checked if decides else torch.ones_like(checked)
     tried = (ridge,) if ridge is not None else RIDGES if decides else (RIDGES[len(RIDGES) // 2],)
-    solved = [_solve(parts[0], strength) for strength in tried]
+    solved = [_solve(parts[0] if decides else everything, strength) for strength in tried]
     residuals = [_residuals(a[rated], _at(targets, rated), weight, *maps) for maps in solved]
     best = min(range(len(tried)), key=lambda i: residuals[i].loss)
-    g, u = _solve(parts[0] + parts[1], tried[best])
+    g, u = _solve(everything, tried[best])
     rho_mean = targets.rho[targets.over].mean()
     beta = sharpness / targets.z.std()
     return Neuron(

@@ -18,6 +18,7 @@ from karma_electric.models.processes import ALONE, Processes
 from karma_electric.models.weights import stored_tensors
 from karma_electric.train.tokenize import IGNORED
 
+_BEGIN_AGAIN = "Remove it: the training then begins again, or goes on from an earlier one."
 _WRAPPER = "_fsdp_wrapped_module."
 
 
@@ -184,11 +185,14 @@ def load_sharded_adapter(model: Any, checkpoint: Path) -> None:
         if ".lora_" in name and isinstance(unit, FullyShardedDataParallel):  # peft makes a unit of every factor
             key = f"{name.replace(_WRAPPER, '').replace('.default', '')}.weight"
             if key not in state:
-                raise ArtifactError(f"{checkpoint} has no {key}.", "Remove it, or start again with --force.")
+                raise ArtifactError(f"{checkpoint} has no {key}.", _BEGIN_AGAIN)
             with torch.no_grad(), FullyShardedDataParallel.summon_full_params(unit, recurse=False):
                 unit.module.get_parameter("weight").copy_(state.pop(key))
     if state:
-        raise ArtifactError(f"{checkpoint} has {next(iter(state))}, the model has not.", "Start again with --force.")
+        raise ArtifactError(
+            f"{checkpoint} has {next(iter(state))}, the model has not.",
+            _BEGIN_AGAIN,
+        )
 
 
 def find_adapters_in_fsdp() -> None:

@@ -26,6 +26,7 @@ from karma_electric.core.messages import Conversation
 from karma_electric.core.progress import Progress, Silent
 from karma_electric.core.recipe import MergeSection
 from karma_electric.models.loading import import_quietly
+from karma_electric.models.refs import LICENCES, TEMPLATES
 from karma_electric.models.weights import FLOATING, INDEX, Layout, index_of, write_tensors
 from karma_electric.train.adapter_file import Adapter, adapter_fingerprint, read_adapter
 from karma_electric.train.merge_check import compare_logits
@@ -46,9 +47,7 @@ _KEPT = (
     "vocab.json",
     "merges.txt",
     "*.jinja",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
+    *LICENCES,
 )
 
 
@@ -96,8 +95,8 @@ def merge_adapter(
         for file in base.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, out / file.name)
-    if (base / "chat_templates").is_dir():  # further templates, as transformers saves them
-        shutil.copytree(base / "chat_templates", out / "chat_templates", dirs_exist_ok=True)
+    if (base / TEMPLATES).is_dir():
+        shutil.copytree(base / TEMPLATES, out / TEMPLATES, dirs_exist_ok=True)
     summary = _summary(read, plan, section)
     if conversations:
         summary |= compare_logits(base, adapter, out, conversations, section.base, progress)

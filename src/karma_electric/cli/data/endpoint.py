@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from karma_electric.models.asking import Asker
+    from karma_electric.models.asking import Asker, Endpoint
 
 Model = Annotated[
     str,
@@ -40,7 +40,7 @@ PriceIn = Annotated[float | None, typer.Option("--price-in", min=0.0, help="Pric
 PriceOut = Annotated[float | None, typer.Option("--price-out", min=0.0, help="Price of a million tokens written.")]
 
 
-def open_asker(
+def endpoint_of(
     model: str,
     *,
     base_url: str | None,
@@ -51,7 +51,28 @@ def open_asker(
     timeout_s: int,
     retries: int,
     top_p: float | None = None,
-) -> Asker:
+) -> Endpoint:
+    """What a command asks, and how.
+
+    Raises:
+        InputError: an argument without "=".
+    """
+    from karma_electric.models.asking import Endpoint, parse_model_args
+
+    return Endpoint(
+        model=model,
+        base_url=base_url,
+        model_args=parse_model_args(model_args or []),
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        max_connections=max_connections,
+        timeout_s=timeout_s,
+        retries=retries,
+    )
+
+
+def open_asker(endpoint: Endpoint) -> Asker:
     """The model that a command names, ready to be asked.
 
     Raises:
@@ -62,18 +83,6 @@ def open_asker(
 
     require("data")
     from karma_electric.cli import inspect_models  # noqa: F401  says how a cap is opened
-    from karma_electric.models.asking import Asker, Endpoint, parse_model_args
+    from karma_electric.models.asking import Asker
 
-    return Asker(
-        Endpoint(
-            model=model,
-            base_url=base_url,
-            model_args=parse_model_args(model_args or []),
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=max_tokens,
-            max_connections=max_connections,
-            timeout_s=timeout_s,
-            retries=retries,
-        )
-    )
+    return Asker(endpoint)

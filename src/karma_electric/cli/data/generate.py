@@ -20,6 +20,7 @@ from karma_electric.cli.data.endpoint import (
     Temperature,
     Timeout,
     Workbench,
+    endpoint_of,
     open_asker,
 )
 
@@ -90,7 +91,7 @@ def generate(
     from karma_electric.data.generate import Plan, generate_candidates
     from karma_electric.data.store import Store
 
-    asker = open_asker(
+    endpoint = endpoint_of(
         model,
         base_url=base_url,
         model_args=model_arg,
@@ -101,8 +102,9 @@ def generate(
         timeout_s=timeout,
         retries=retries,
     )
+    asker = open_asker(endpoint)
     plan = Plan(
-        endpoint=asker.endpoint,
+        endpoint=endpoint,
         samples=samples,
         seed=seed,
         system_prompt=persona,

@@ -19,12 +19,13 @@ from karma_electric.cli.data.endpoint import (
     Temperature,
     Timeout,
     Workbench,
+    endpoint_of,
     open_asker,
 )
 
 if TYPE_CHECKING:
     from karma_electric.data.grading import Failure, GradingReport
-    from karma_electric.models.asking import Asker
+    from karma_electric.models.asking import Endpoint
 
 _SHOWN = 10  # ids per list; --json has them all
 
@@ -78,28 +79,23 @@ def judge(
     if not check:
         refuse_unused(ctx, "force", why="it repeats a check", hint="Leave it out, or add --check.")
 
-    def ask() -> Asker:
-        return open_asker(
-            model,
-            base_url=base_url,
-            model_args=model_arg,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            max_connections=max_connections,
-            timeout_s=timeout,
-            retries=retries,
-        )
-
+    endpoint = endpoint_of(
+        model,
+        base_url=base_url,
+        model_args=model_arg,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        max_connections=max_connections,
+        timeout_s=timeout,
+        retries=retries,
+    )
     if check:
         _check(
-            ask,
-            model,
+            endpoint,
             pairs,
             database,
             limit=limit,
             samples=samples,
-            temperature=temperature,
-            retries=retries,
             prices=(price_in, price_out),
             force=force,
             json_=json_,
@@ -121,18 +117,31 @@ def judge(
         if not chosen:
             raise InputError(f"No candidate in {database} matches.", "Widen --status, --category or --ids.")
         from karma_electric.data.grading import grade_candidates
+        from karma_electric.data.judge_check import asked_otherwise
 
-        report = grade_candidates(store, ask(), chosen, samples=samples, retries=retries, progress=Console())
+        asker = open_asker(endpoint)
+        asked = _asked(endpoint)
+        report = grade_candidates(store, asker, chosen, samples=samples, retries=retries, progress=Console())
         report.spending.price(price_in, price_out)
         last = store.judge_check(model, report.rubric)
+    otherwise = asked_otherwise(last, asked) if last else []
     if json_:
-        print(json.dumps({**report.as_dict(), "trusted": bool(last and last["passed"])}, indent=2, ensure_ascii=False))
+        trust = {"trusted": bool(last and last["passed"] and not otherwise), "checked_otherwise": otherwise}
+        print(json.dumps({**report.as_dict(), **trust}, indent=2, ensure_ascii=False))
     else:
-        _print_report(report, last, database)
+        _print_report(report, last, otherwise, database)
     _raise_if_incomplete(report)
 
 
-def _print_report(report: GradingReport, last: dict[str, Any] | None, database: Path) -> None:
+def _asked(endpoint: Endpoint) -> dict[str, Any]:
+    """What decides a judge's answers: how it is asked, and where it is ours, its weights."""
+    from karma_electric.targets import target_config, target_input
+
+    sampled = {"temperature": endpoint.temperature, "max_tokens": endpoint.max_tokens}
+    return {**target_config(endpoint), **sampled, "weights": target_input(endpoint).get("target")}
+
+
+def _print_report(report: GradingReport, last: dict[str, Any] | None, otherwise: list[str], database: Path) -> None:
     partly = f" ({report.partly} from fewer than {report.samples} samples)" if report.partly else ""
     print(f"{report.judge}, {report.rubric}, {report.samples} samples")
     print(f"  graded      {report.graded} of {report.selected}{partly}")
@@ -155,6 +164,11 @@ def _print_report(report: GradingReport, last: dict[str, Any] | None, database: 
         print(
             "  trust       not checked: its grades decide nothing until "
             f"karma data judge {report.judge} --check --db {database}"
+        )
+    elif otherwise:
+        print(
+            f"  trust       checked as something else ({', '.join(otherwise)}): check it as it is asked now, "
+            f"karma data judge {report.judge} --check --db {database} with the same options"
         )
     else:
         passed = "passed" if last["passed"] else "did not pass"
@@ -181,15 +195,12 @@ def _raise_if_incomplete(report: GradingReport) -> None:
 
 
 def _check(
-    ask: Any,
-    model: str,
+    endpoint: Endpoint,
     pairs: str | None,
     database: Path,
     *,
     limit: int | None,
     samples: int,
-    temperature: float,
-    retries: int,
     prices: tuple[float | None, float | None],
     force: bool,
     json_: bool,
@@ -205,22 +216,23 @@ def _check(
     chosen = read_pairs(path)
     whole = limit is None or limit >= len(chosen)
     chosen = chosen[:limit]
+    asked = _asked(endpoint) if whole else {}
     with Store.open(database, create=True) as store:
         report = None
         if whole and not force:
-            report = recorded(store, model, path, samples=samples, temperature=temperature)
+            report = recorded(store, endpoint.model, path, samples=samples, asked=asked)
         if report is None:
             report, failures = check_judge(
-                ask(),
+                open_asker(endpoint),
                 chosen,
                 samples=samples,
-                retries=retries,
+                retries=endpoint.retries,
                 interval=wilson,
                 prices=prices,
                 progress=Console(),
             )
             if whole and not failures:
-                record(store, report, path, temperature=temperature)
+                record(store, report, path, asked=asked)
         else:
             failures = []
     shown = {key: value for key, value in report.items() if key != "answers"}
@@ -236,7 +248,7 @@ def _check(
         )
     if not report["passed"] and whole:
         raise GateError(
-            f"{model} did not pass: the better answer won in {report['rate']:.0%} of {report['pairs']} pairs, "
+            f"{endpoint.model} did not pass: the better answer won in {report['rate']:.0%} of {report['pairs']} pairs, "
             f"{report['required']:.0%} is expected.",
             "Its grades will not be used for filtering, unless forced. Try a larger judge, or more --samples.",
         )

@@ -68,10 +68,21 @@ def _table(counts: dict[str, Any]) -> str:
 
 
 def _record(database: Path, name: str, folder: Path, manifest: dict[str, Any]) -> None:
-    from karma_electric.core.jsonl import read_jsonl
-    from karma_electric.data.release import TRAIN, VALIDATION
+    from karma_electric.core.errors import InputError
+    from karma_electric.data.release_diff import read_release_folder
     from karma_electric.data.store import Store
 
-    ids = {file: [item["id"] for _, item in read_jsonl(folder / file)] for file in (TRAIN, VALIDATION)}
-    with Store.open(database, create=True) as store:
-        store.add_release(name, manifest, ids[TRAIN] + ids[VALIDATION], validation=ids[VALIDATION])
+    members = read_release_folder(folder).members
+    with Store.open(database) as store, store.transaction():
+        known = {item.id: (item.category, item.content_sha256) for item in store.candidates()}
+        other = [id_ for id_, m in members.items() if known.get(id_) != (m.category, m.content_sha256)]
+        if other:
+            named = ", ".join(other[:5]) + (", ..." if len(other) > 5 else "")
+            raise InputError(
+                f"{database} has other words or another category than {folder}, or nothing, for {len(other)} of its "
+                f"{len(members)} examples ({named}). The release is made, and was not recorded.",
+                f"Where the corpus is newer: karma data import CORPUS --replace --db {database}. Where the workbench "
+                "was edited, bring that to the corpus first. Or leave out --db.",
+            )
+        held_out = [id_ for id_, member in members.items() if member.split == "validation"]
+        store.add_release(name, manifest, list(members), validation=held_out)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from karma_electric.core.errors import InputError
 from karma_electric.core.messages import Conversation
+from karma_electric.models.blocks import context_length
 from karma_electric.models.chat_template import prompt_ids
 from karma_electric.models.engines.decoding import can_decode, decode
 from karma_electric.models.engines.keys import Memory
@@ -68,7 +69,7 @@ class HfEngine:
         self._model = model
         self._tokenizer = tokenizer
         self._intervention = intervention
-        self._context = context or int(model.config.max_position_embeddings)
+        self._context = context or context_length(model)
         self._stop_ids = end_of_turn_ids(model, tokenizer)
         self._plain = can_decode(model)
         self._memory = Memory(remember_bytes)

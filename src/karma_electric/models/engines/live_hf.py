@@ -270,9 +270,8 @@ class LiveHf:
         elif cache is not None:
             try:
                 self._cache.join(cache)
-            except Exception as error:  # out of memory, most likely; the batch may have been moved in part
-                self._cache = None
-                self._fail([*self._decoding, row], error)
+            except Exception as error:
+                self._fail([row] if is_out_of_memory(error) else [*self._decoding, row], error)
                 return
         self._decoding.append(row)
 

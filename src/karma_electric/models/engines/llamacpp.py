@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from karma_electric.core.errors import ArtifactError, InputError, MissingError
 from karma_electric.core.extras import require
 from karma_electric.core.messages import Conversation, as_dicts
+from karma_electric.models.chat_template import DATE
 from karma_electric.models.engines.live import ClosedError
 from karma_electric.models.engines.protocol import Alpha, Completion, OnDrift, Sampling, Usage
 from karma_electric.models.literal import parts
@@ -151,7 +152,7 @@ class LlamaCppEngine:
         """Yield the answer piece by piece. Closing the iterator stops the decoding. No drift is measured.
 
         Raises:
-            InputError: an alpha is given, or the conversation is longer than the context.
+            InputError: an alpha is given, or the conversation is longer than the context. What llama.cpp raises.
         """
         _refuse(alpha)
         request = self._request(conversation, sampling, sampling.seed) | {
@@ -160,6 +161,7 @@ class LlamaCppEngine:
         }
         chunks: queue.Queue[dict[str, Any] | None] = queue.Queue()
         stopped = threading.Event()
+        failure: list[BaseException] = []
 
         def receive(chunk: dict[str, Any]) -> bool:
             chunks.put(chunk)
@@ -168,6 +170,8 @@ class LlamaCppEngine:
         def work() -> None:
             try:
                 self._server.handle_completions(request, receive)
+            except BaseException as error:  # handed to the reader, who raises it
+                failure.append(error)
             finally:
                 chunks.put(None)
 
@@ -180,6 +184,8 @@ class LlamaCppEngine:
         finally:
             stopped.set()
             thread.join()
+        if failure:
+            raise failure[0]
 
     def render(self, conversation: Conversation) -> str:
         """A conversation as the text that the model continues, from the file's own chat template."""
@@ -190,6 +196,7 @@ class LlamaCppEngine:
                     add_generation_prompt=True,
                     bos_token=self._bos,
                     eos_token=self._eos,
+                    date_string=DATE,
                 )
             )
         except Exception as error:  # templates raise what they like
@@ -344,6 +351,7 @@ def compile_template(template: str) -> Any:
     )
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals["raise_exception"] = refuse
+    # a template that asks the clock, date or not, is told the time by transformers too
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     try:
         return environment.from_string(template)

@@ -20,6 +20,8 @@ _ROOM = 64  # columns added beyond need, at least
 class _Columns:
     """What all layers share: which rows and columns are in use.
 
+    Columns are counted on from step to step; where a buffer begins with another one than the first, its layer knows.
+
     Attributes:
         lengths: tokens of each row. Row i has them in the columns from `end - lengths[i]` to `end`.
         end: behind the last column.
@@ -35,12 +37,17 @@ class _Columns:
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
-    """One block's keys and values: buffers [rows, heads, columns, size]."""
+    """One block's keys and values: buffers [rows, heads, columns, size].
+
+    A layer moves to larger buffers by itself: where memory runs out in the middle, some have moved and others have not,
+    and all of them still hold the same columns.
+    """
 
     def __init__(self, columns: _Columns, room: int) -> None:
         super().__init__()
         self.columns = columns
         self.room = room  # columns of a new buffer
+        self.first = 0  # the column that the buffers begin with
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.keys, self.values = (
@@ -55,7 +62,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         """Write the next columns, and give all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        n, start, end = key_states.shape[0], self.columns.start, self.columns.end
+        n, start, end = key_states.shape[0], *self.place()
         stop = end + key_states.shape[2]
         self.keys[:n, :, end:stop] = key_states
         self.values[:n, :, end:stop] = value_states
@@ -70,17 +77,25 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         return -1
 
+    def place(self) -> tuple[int, int]:
+        """Where the columns in use begin and end in the buffers."""
+        return self.columns.start - self.first, self.columns.end - self.first
+
     def buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.keys, self.values
 
-    def move(self, n_rows: int, room: int, start: int, end: int, new_end: int) -> None:
-        """New buffers, with the columns from `start` to `end` of the old ones in front of `new_end`."""
+    def move(self, n_rows: int, width: int, n_tokens: int) -> None:
+        """New buffers, in which `width` columns fit in front of the end, and `n_tokens` behind."""
+        start, end = self.place()
+        new_end = width + max(_ROOM, width // 4)  # room on the left too: a longer row may join
+        room = new_end + n_tokens + max(_ROOM, width // 2)
         moved = []
         for old in self.buffers():
             new = old.new_zeros(n_rows, old.shape[1], room, old.shape[3])
             new[: old.shape[0], :, new_end - (end - start) : new_end] = old[:, :, start:end]
             moved.append(new)
         self.keys, self.values = moved
+        self.first = self.columns.end - new_end
 
 
 class RowCache(Cache):  # type: ignore[misc]
@@ -103,36 +118,35 @@ class RowCache(Cache):  # type: ignore[misc]
 
     def reserve(self, n_tokens: int) -> None:
         """Make room for so many more columns."""
-        first = self.layers[0]
-        if first.is_initialized and self.columns.end + n_tokens > first.keys.shape[2]:
-            self._move(first.keys.shape[0], max(self.lengths), n_tokens)
+        for layer in self.layers:
+            if layer.is_initialized and layer.place()[1] + n_tokens > layer.keys.shape[2]:
+                layer.move(layer.keys.shape[0], max(self.lengths), n_tokens)
 
     def join(self, other: RowCache) -> None:
         """Take in another cache's only row, behind the ones that are here."""
         n, length = len(self.lengths), other.lengths[0]
-        buffer = self.layers[0].keys
-        old_start = self.columns.start
-        if n + 1 > buffer.shape[0] or length > self.columns.end:
-            rows = buffer.shape[0] if n + 1 <= buffer.shape[0] else 2 * n
-            self._move(rows, max(length, *self.lengths), 1)
-            old_start = self.columns.start
-        end = self.columns.end
-        start = min(old_start, end - length)
         for layer, added in zip(self.layers, other.layers, strict=True):
             if not added.is_initialized:
                 continue  # a block that reads another's keys and values
+            rows = layer.keys.shape[0]
+            if n + 1 > rows or length > layer.place()[1]:
+                layer.move(rows if n + 1 <= rows else 2 * n, max(length, *self.lengths), 1)
+            old_start, end = layer.place()
+            start = min(old_start, end - length)
+            its_end = added.place()[1]
             for mine, its in zip(layer.buffers(), added.buffers(), strict=True):
                 # what earlier rows left there is masked, but a number that is not finite would shine through
                 mine[:n, :, start:old_start] = 0
                 mine[n, :, start : end - length] = 0
-                mine[n, :, end - length : end] = its[0, :, other.columns.end - length : other.columns.end]
+                mine[n, :, end - length : end] = its[0, :, its_end - length : its_end]
         self.columns.lengths.append(length)
 
     def leave(self, row: int) -> None:
         """Forget a row; the last one takes its number."""
-        last, start, end = len(self.lengths) - 1, self.columns.start, self.columns.end
+        last = len(self.lengths) - 1
         if row != last:
             for layer in self.layers:
+                start, end = layer.place()
                 for buffer in layer.buffers() if layer.is_initialized else ():
                     buffer[row, :, start:end] = buffer[last, :, start:end]
         self.columns.lengths[row] = self.columns.lengths[last]
@@ -147,13 +161,3 @@ class RowCache(Cache):  # type: ignore[misc]
             return None
         padding = torch.tensor([[longest - length] for length in self.lengths], device=device)
         return (torch.arange(longest + n_tokens, device=device) >= padding).long()
-
-    def _move(self, n_rows: int, width: int, n_tokens: int) -> None:
-        """Place what is here so that `width` columns fit in front of `end`, and `n_tokens` behind."""
-        start, end = self.columns.start, self.columns.end
-        new_end = width + max(_ROOM, width // 4)  # room on the left too: a longer row may join
-        room = new_end + n_tokens + max(_ROOM, width // 2)
-        for layer in self.layers:
-            if layer.is_initialized:
-                layer.move(n_rows, room, start, end, new_end)
-        self.columns.end = new_end

@@ -15,7 +15,7 @@ from karma_electric.core.progress import Progress
 from karma_electric.redteam import evidence
 from karma_electric.redteam.matching import Matcher, Unmatched
 from karma_electric.redteam.scenario import SIGNAL_FLAGS
-from karma_electric.redteam.scorers.protocol import Case, Scorer, score_unseen
+from karma_electric.redteam.scorers.protocol import Case, Scorer, familiar, score_unseen
 from karma_electric.redteam.signals import NO_SIGNALS, Outcome, Verdict
 from karma_electric.redteam.stats import Rate, rate
 
@@ -89,6 +89,10 @@ class OfRefusals:
     ) -> list[Verdict]:
         """See `score_unseen`: raters by the other one of two, weights by fits that had not seen the scenario."""
         return score_unseen(self._judge, cases, journal=journal, progress=progress)
+
+    def familiar(self, cases: Sequence[Case]) -> list[bool]:
+        """See `protocol.familiar`."""
+        return familiar(self._judge, cases)
 
     def figures(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         """For an arm's summary."""

@@ -61,7 +61,19 @@ async def score_in_loop(scorer: Scorer, cases: Sequence[Case]) -> list[Verdict]:
 def score_unseen(
     scorer: Scorer, cases: Sequence[Case], *, journal: Path | None = None, progress: Progress | None = None
 ) -> list[Verdict]:
-    """Verdicts as on answers that the judge was not trained on, whether or not it was: for measuring it."""
+    """Verdicts as on answers that the judge was not trained on, whether or not it was: for measuring it.
+
+    To scenarios that it was trained on with other answers it is no stranger all the same: see `familiar`.
+    """
     unseen = getattr(scorer, "unseen", scorer.score)
     found: list[Verdict] = unseen(cases, journal=journal, progress=progress)
+    return found
+
+
+def familiar(scorer: Scorer, cases: Sequence[Case]) -> list[bool]:
+    """Of each case, whether `score_unseen` has it judged by a fit that saw other answers to its scenario.
+
+    Agreement on such cases says nothing of scenarios that the judge has not seen.
+    """
+    found: list[bool] = getattr(scorer, "familiar", lambda cases: [False] * len(cases))(cases)
     return found

@@ -17,7 +17,7 @@ from karma_electric.redteam import evidence
 from karma_electric.redteam.matching import Matcher, Unmatched
 from karma_electric.redteam.scorers.features import Seen, features, look
 from karma_electric.redteam.scorers.protocol import Case
-from karma_electric.redteam.scorers.weights import TrainedJudge, decide, key_of, load_judge
+from karma_electric.redteam.scorers.weights import Prediction, TrainedJudge, decide, key_of, load_judge
 from karma_electric.redteam.signals import OUTCOMES, Verdict, fail_signal
 
 if TYPE_CHECKING:
@@ -76,20 +76,28 @@ class SemanticScorer:
     def unseen(
         self, cases: Sequence[Case], *, journal: Path | None = None, progress: Progress | None = None
     ) -> list[Verdict]:
-        """Verdicts as on answers it has never seen: of one it was trained on, those of a fit without its scenario."""
+        """Verdicts as on answers it has never seen: of one it was trained on, those of a fit without its scenario.
+
+        Another answer to a scenario that it was trained on has no such fit: see `familiar`.
+        """
         verdicts = self.score(cases, progress=progress)
         found = []
         for case, verdict in zip(cases, verdicts, strict=True):
-            known = self.judge.predictions.get(key_of(case.scenario.id, case.answers[-1] if case.answers else ""))
+            known = self._prediction(case)
             if known is None or self._without_reading(case) is not None:
                 found.append(verdict)
             else:
                 found.append(self._verdict(case, known.outcome, verdict.evidence, known.confidence))
         return found
 
-    def knows(self, scenario_id: str) -> bool:
-        """Whether answers to this scenario, or to one much like it, were trained on."""
-        return scenario_id in self.judge.about.get("scenarios", ())
+    def familiar(self, cases: Sequence[Case]) -> list[bool]:
+        """See `protocol.familiar`."""
+        trained_on = set(self.judge.about.get("scenarios", ()))
+        return [case.scenario.id in trained_on and self._prediction(case) is None for case in cases]
+
+    def _prediction(self, case: Case) -> Prediction | None:
+        """What a fit without its scenario said of an answer that was trained on."""
+        return self.judge.predictions.get(key_of(case.scenario.id, case.answers[-1] if case.answers else ""))
 
     def _without_reading(self, case: Case) -> Verdict | None:
         """What can be said by rule: an earlier answer that failed, or an answer that cannot be read."""
