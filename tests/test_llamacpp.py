@@ -23,7 +23,7 @@ from karma_electric.core.errors import ArtifactError, GateError, InputError, Mis
 from karma_electric.core.messages import Conversation, as_dicts, assistant, system, user
 from karma_electric.export import gguf as export
 from karma_electric.export.gguf import export_gguf
-from karma_electric.export.parity import LIMITS, check_parity, require_parity
+from karma_electric.export.parity import LIMITS, check_parity, recorded_parity, require_parity
 from karma_electric.models.chat_template import DATE, prompt_ids, prompt_text
 from karma_electric.models.engines.llamacpp import LlamaCppEngine, compile_template
 from karma_electric.models.engines.protocol import Engine, Sampling
@@ -209,7 +209,10 @@ def test_parity_of_an_exact_file_is_whole(tiny_path: Path, tiny_gguf: Path) -> N
         "largest_gap_nats": 0.0,
         "max_new_tokens": 12,
         "dtype": "float32",
+        "prompts_sha256": parity.prompts_sha256,
+        "system": tiny.PERSONA,
     }
+    assert recorded_parity(parity.as_dict(), prompts=PROMPTS, system=tiny.PERSONA) == parity
     require_parity(parity, "f32")
 
 

@@ -461,11 +461,11 @@ def _locked(path: Path, busy: str) -> Iterator[None]:
 
     lock = FileLock(path, timeout=0)
     for attempt in range(_ATTEMPTS):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
             break
-        except FileNotFoundError:  # a process beside this one has just removed the empty folder
+        except (FileNotFoundError, FileExistsError):  # a process beside this one has just removed the empty folder
             if attempt == _ATTEMPTS - 1:
                 raise
         except Timeout:
