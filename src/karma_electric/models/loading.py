@@ -195,6 +195,18 @@ def _pre_tokenizer(gguf: Path) -> str:
     return "" if field is None else str(field.contents())
 
 
+def never_repack(model: torch.nn.Module) -> None:
+    """Keep NF4 weights as they were loaded.
+
+    On processors that multiply bfloat16, bitsandbytes packs them otherwise in the first pass without gradients, and
+    rounds their scales: a training that validated first would go on with other weights than one that did not.
+    """
+    layer: Any
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
 def nf4_config(path: Path, compute: torch.dtype) -> Any:
     """4-bit NF4 weights with double quantisation, multiplied in `compute`: a transformers quantisation config.
 

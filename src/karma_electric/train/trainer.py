@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from karma_electric.core.errors import InputError
 from karma_electric.core.recipe import TrainSection
-from karma_electric.models.loading import load_model, nf4_config, pick_device
+from karma_electric.models.loading import load_model, never_repack, nf4_config, pick_device
 from karma_electric.models.processes import ALONE, Processes
 from karma_electric.train.distributed import load_sharded_adapter, sharded, share, shared_section
 from karma_electric.train.tokenize import IGNORED, TokenizedSplit
@@ -49,6 +49,8 @@ def adapted_model(base: Path, section: TrainSection, compute: torch.dtype, *, de
         # FSDP and ZeRO-3 cut floating-point tensors only, and all of a block must be of one type
         quantisation.bnb_4bit_quant_storage = compute
     model = load_model(base, dtype=compute, device=device, quantisation=quantisation, place=not sharded())
+    if quantisation is not None:
+        never_repack(model)
     if quantisation is not None and section.gradient_checkpointing and not sharded():  # it would mix types
         model = prepare_model_for_kbit_training(model)
     require_targets([name for name, _ in model.named_modules()], section.target_modules)
