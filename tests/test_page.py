@@ -233,7 +233,8 @@ def test_what_a_model_writes_is_text_and_nothing_else(visit: Open) -> None:
     assert page.evaluate("window.hacked") is None
 
 
-def test_stop_keeps_what_came_and_retry_asks_again(visit: Open) -> None:
+def in_the_middle_of_an_answer(visit: Open) -> tuple[LiveScripted, Page]:
+    """A page that shows the first words of a long answer; the answer after it is short."""
     long = iter(["word " * 200, "short"])
     engine = scripted(lambda request: "warm" if request.sampling.max_new_tokens == 2 else next(long), delay_s=0.05)
     page = visit(engine)
@@ -242,6 +243,11 @@ def test_stop_keeps_what_came_and_retry_asks_again(visit: Open) -> None:
     page.fill("#message", "Tell me everything.")
     page.press("#message", "Enter")
     page.locator(".answer .text span").first.wait_for()
+    return engine, page
+
+
+def test_stop_keeps_what_came_and_retry_asks_again(visit: Open) -> None:
+    engine, page = in_the_middle_of_an_answer(visit)
     assert page.locator("#conversation").get_attribute("aria-busy") == "true"
     page.click("#stop")
     done(page)
@@ -258,14 +264,7 @@ def test_stop_keeps_what_came_and_retry_asks_again(visit: Open) -> None:
 
 
 def test_a_new_conversation_may_be_begun_while_an_answer_comes(visit: Open) -> None:
-    answers_ = iter(["one " * 200, "short"])
-    engine = scripted(lambda request: "warm" if request.sampling.max_new_tokens == 2 else next(answers_), delay_s=0.05)
-    page = visit(engine)
-    page.wait_for_selector("#compare:enabled")
-    page.uncheck("#compare")
-    page.fill("#message", "Tell me everything.")
-    page.press("#message", "Enter")
-    page.locator(".answer .text span").first.wait_for()
+    engine, page = in_the_middle_of_an_answer(visit)
     page.click("#new")
     done(page)
     assert answers(page) == []

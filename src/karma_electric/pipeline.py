@@ -30,6 +30,7 @@ from karma_electric.core.artifact import (
     read_manifest,
     require_space,
     seal,
+    sealed_around,
     sync_folder,
     write_json,
 )
@@ -184,8 +185,7 @@ def make_artifacts(
         ArtifactError: something else is there and `force` is off; says what differs.
         InputError: `folder` lies in a finished artifact, which would no longer match its manifest.
     """
-    resolved = folder.resolve()
-    sealed = next((place for place in (resolved, *resolved.parents) if (place / MANIFEST).is_file()), None)
+    sealed = sealed_around(folder)
     if sealed is not None:
         raise InputError(
             f"{sealed} is a finished artifact: what is made in it would not match its manifest.", "Give another folder."
@@ -285,10 +285,7 @@ def _refuse_other(run: Path, stage: Stage, force: bool) -> None:
     state = state_of(run, stage)
     folder = run / stage.name
     if state == "foreign":
-        raise ArtifactError(
-            f"{folder} is there and has no manifest: it was not made by karma, or lost its manifest.",
-            "Move it away, or choose another folder (--run-dir, or OUT); it is never deleted.",
-        )
+        raise _foreign(folder, "Move it away, or choose another folder (--run-dir, or OUT); it is never deleted.")
     if force or state in ("todo", "done"):
         return
     if state == "damaged":
@@ -302,6 +299,12 @@ def _refuse_other(run: Path, stage: Stage, force: bool) -> None:
     raise ArtifactError(
         f"{folder} was made from something else: {'; '.join(changes)}.",
         "Replace it and what follows from it with --force, or keep it and choose another folder (--run-dir, or OUT).",
+    )
+
+
+def _foreign(folder: Path, hint: str) -> ArtifactError:
+    return ArtifactError(
+        f"{folder} is there and has no manifest: it was not made by karma, or lost its manifest.", hint
     )
 
 
@@ -387,10 +390,7 @@ def _put_in_place(run: Path, stage: Stage, partial: Path) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
         if not (final / MANIFEST).is_file():
-            raise ArtifactError(
-                f"{final} is there and has no manifest: it was not made by karma, or lost its manifest.",
-                f"Move it away and run the same command again; what was made is kept in {partial}.",
-            )
+            raise _foreign(final, f"Move it away and run the same command again; what was made is kept in {partial}.")
         shutil.rmtree(replaced, ignore_errors=True)
         final.replace(replaced)
     partial.replace(final)

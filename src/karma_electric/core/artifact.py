@@ -232,6 +232,12 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(**{key: value for key, value in raw.items() if key in known})
 
 
+def sealed_around(folder: Path) -> Path | None:
+    """The finished artifact that a folder is, or lies in: with anything added it would not match its manifest."""
+    resolved = folder.resolve()
+    return next((place for place in (resolved, *resolved.parents) if (place / MANIFEST).is_file()), None)
+
+
 def is_whole(folder: Path) -> bool:
     """Whether `folder` has a manifest and every file in it with its recorded size (hashes: see `damage`)."""
     if not (folder / MANIFEST).is_file():

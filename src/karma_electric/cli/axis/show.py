@@ -314,11 +314,11 @@ def _plot(shown: _Shown, folder: Path) -> list[Path]:
     Raises:
         InputError: the folder is sealed by a manifest, and would no longer match it.
     """
-    from karma_electric.core.artifact import MANIFEST
+    from karma_electric.core.artifact import sealed_around
     from karma_electric.core.errors import InputError
     from karma_electric.steer import figures
 
-    sealed = next((f for f in (folder, *folder.absolute().parents) if (f / MANIFEST).exists()), None)
+    sealed = sealed_around(folder)
     if sealed is not None:
         raise InputError(
             f"{sealed} is a finished artifact, plots in it would not match its manifest.", "Choose another --plots."

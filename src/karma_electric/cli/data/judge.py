@@ -134,11 +134,11 @@ def judge(
 
 
 def _asked(endpoint: Endpoint) -> dict[str, Any]:
-    """What decides a judge's answers: how it is asked, and where it is ours, its weights."""
+    """What decides a judge's answers: how it is asked, and where it is ours, its weights and its cap."""
     from karma_electric.targets import target_config, target_input
 
     sampled = {"temperature": endpoint.temperature, "max_tokens": endpoint.max_tokens}
-    return {**target_config(endpoint), **sampled, "weights": target_input(endpoint).get("target")}
+    return {**target_config(endpoint), **sampled, "weights": target_input(endpoint)}
 
 
 def _print_report(report: GradingReport, last: dict[str, Any] | None, otherwise: list[str], database: Path) -> None:
