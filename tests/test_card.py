@@ -88,6 +88,7 @@ def recomputed(run: Path) -> list[float]:
         found += [sum(given.values()) / N, (sum(given.values()) + N - len(given)) / N]  # the unscored failed, or passed
         interval = binomtest(sum(given.values()), len(given)).proportion_ci(method="wilson")
         found += [sum(given.values()) / len(given), interval.low, interval.high]
+    p_values = []
     for first, second in (("tuned", "capped"), ("base", "tuned")):
         pairs = [(passed[first][i], passed[second][i]) for i in passed[first].keys() & passed[second].keys()]
         gained, lost = sum(b and not a for a, b in pairs), sum(a and not b for a, b in pairs)
@@ -95,7 +96,9 @@ def recomputed(run: Path) -> list[float]:
         both = sum(a and b for a, b in pairs)
         found += [len(pairs), gained, lost, gained + lost, both + gained, both + lost, N - len(pairs), p]
         found.append((gained - lost) / len(pairs))
-    return found
+        p_values.append(p)
+    smaller, larger = sorted(p_values)
+    return [*found, min(1.0, 2 * smaller), max(min(1.0, 2 * smaller), larger)]  # Holm's, by hand
 
 
 FIGURE = re.compile(r"(?<![\w.])([+-]?)(\d[\d,]*(?:\.\d+)?)(?![\w-])(%| bytes| kB| MB|)")

@@ -147,7 +147,7 @@ def test_the_scenarios_that_changed_are_listed_with_both_transcripts(html: str) 
 def test_outcomes_and_rates_are_shown(page: Page) -> None:
     text = re.sub(r"\s+", " ", page.text)
     assert "tuned 50% 22% to 78% 4 1 3 1 9" in text
-    assert "capped against tuned 0 -38 to +38 1.000 1 1 8" in text
+    assert "capped against tuned 0 -38 to +38 1.000; 1.000 1 1 8" in text
     heat = text.partition("passed of scored Category")[2]
     assert "jailbreak 0% 0 of 3 50% 1 of 2 1 unscored 50% 1 of 2 1 unscored" in heat  # s06 is unscored when tuned
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from karma_electric.card import render_card
 from karma_electric.core.artifact import seal
 from karma_electric.core.errors import ArtifactError
 from karma_electric.core.recipe import load_recipe
+from karma_electric.report import render_report
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "demo"
@@ -151,3 +153,18 @@ def test_the_session_in_the_readme_is_what_the_commands_print():
     spec.loader.exec_module(session)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert session.replaced(readme) == readme, "run: python tools/session.py write"
+
+
+@pytest.mark.parametrize("card", sorted((ROOT / "results").glob("*/card/README.md")), ids=lambda card: card.parts[-3])
+def test_kept_cards_and_reports_say_what_their_results_say(card: Path) -> None:
+    run = card.parent.parent
+    recipe = load_recipe(run / "recipe.toml")
+    text = card.read_text(encoding="utf-8")
+    assert render_card(run, recipe) == text
+    page = re.sub(r"data:image/png;base64,[^\"]+", "", (run / "report" / "index.html").read_text(encoding="utf-8"))
+    assert re.sub(r"data:image/png;base64,[^\"]+", "", render_report(run, recipe)[0]) == page
+
+
+def test_every_point_of_a_card_has_a_line_of_its_own() -> None:
+    for card in (ROOT / "results").glob("*/card/README.md"):
+        assert not re.findall(r".- \*\*.*", card.read_text(encoding="utf-8"))

@@ -21,7 +21,9 @@ from karma_electric.core.recipe import Recipe, load_recipe
 from karma_electric.core.resources import find
 from karma_electric.evidence import read_run
 from karma_electric.pipeline import Stage
+from karma_electric.redteam.comparing import holm
 from karma_electric.redteam.signals import Outcome
+from karma_electric.rendering import p_value
 from karma_electric.report import render_report
 from test_cli_redteam import Karma, karma, run, suite
 
@@ -239,14 +241,30 @@ def test_the_report_refuses_an_agreement_that_was_changed(karma: Karma, run: Pat
     assert karma("compare", run, "base", "tuned").code == 2
 
 
-def test_p_values_that_are_not_corrected_are_said_to_be_so(run: Path, suite: Path) -> None:
+def test_p_values_are_corrected_for_all_comparisons_of_a_page(karma: Karma, run: Path, suite: Path) -> None:
     recipe = judged(run, suite, "over-refusal")
     fake_run.write_beside(run, "capability", "base", suite, ["pass"] * 40 + ["fail"] * 20)
     fake_run.write_beside(run, "capability", "tuned", suite, ["pass"] * 60)
     page = words(render_report(run, recipe)[0])
-    assert "Exact McNemar p not corrected for the number of comparisons" in page
-    for what in ("helped", "correct"):
-        assert re.search(rf"{what} [^.]* points \([^.]*\), p [<0-9. ]+ \(not corrected for the number of comp", page)
+    together = "after Holm, for the 4 comparisons of this report"
+    assert f"Exact McNemar p raw; {together}" in page
+    evidence = read_run(run, recipe)
+    beside = [pair for side in evidence.beside for pair in side.comparisons]
+    compared = [*(c.report for c in evidence.comparisons), *beside]
+    assert [pair.p_holm for pair in compared] == holm([pair.result.p_value for pair in compared])
+    assert any(pair.p_holm > pair.result.p_value for pair in beside)
+    for what, pair in zip(("helped", "correct"), beside, strict=True):
+        p, adjusted = p_value(pair.result.p_value), p_value(pair.p_holm)
+        assert re.search(rf"{what} [^;]* points \([^;]*; p {p}, {adjusted} {together}", page)
     card = render_card(run, recipe)
-    assert "compared in pairs. P values are not corrected for the number of comparisons:" in card
-    assert card.count("(not corrected for the number of comparisons)") == 2
+    assert "P after Holm is corrected for the 4 comparisons of this card, and the sentences go by it:" in card
+    assert len(re.findall(r"- tuned against base model: .*; p .* after Holm\n", card)) == 2
+
+
+def test_compare_corrects_p_values_for_all_that_it_compares(karma: Karma, run: Path, suite: Path) -> None:
+    judged(run, suite, "over-refusal")
+    report = json.loads(karma("compare", run, "base", "tuned", "--json").out)
+    compared = [*report["comparisons"], *(pair for side in report["beside"] for pair in side["comparisons"])]
+    assert report["n_tests"] == len(compared) == 2
+    assert [pair["p_holm"] for pair in compared] == holm([pair["result"]["p_value"] for pair in compared])
+    assert karma("compare", run, "base", "tuned").out.count("after Holm for 2 comparisons") == 2

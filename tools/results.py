@@ -2,6 +2,7 @@
 
 python tools/results.py keep runs/demo               copy manifests, JSON, plots and card to results/demo
 python tools/results.py keep --partial runs/NAME     the same for a run that was only trained, or is not finished yet
+python tools/results.py rerender                     write report and card of every kept run anew, from what is kept
 python tools/results.py render                       rewrite the generated parts of README.md and docs/
 python tools/results.py check                        exit 1 if one of them differs from what results/ say
 """
@@ -71,6 +72,24 @@ def keep(run: Path, *, partial: bool = False) -> None:
         print(f"{run.name} lacks {', '.join(missing)}: what these would measure is a gap in the figures")
 
 
+def rerender() -> None:
+    """Write report and card of every finished run under results/ anew: what they say comes from the other files."""
+    from karma_electric.card import render_card
+    from karma_electric.core.artifact import read_manifest, seal, write_atomic
+    from karma_electric.core.recipe import load_recipe
+    from karma_electric.report import write_report
+
+    for card in sorted((ROOT / "results").glob("*/card/manifest.json")):
+        run = card.parent.parent
+        recipe = load_recipe(run / "recipe.toml")
+        write_report(run, recipe, run / "report")
+        write_atomic(run / "card" / "README.md", render_card(run, recipe))
+        for name in ("report", "card"):
+            made = read_manifest(run / name)
+            seal(run / name, kind=made.kind, config=made.config, inputs=made.inputs, parents=made.parents)
+        print(f"wrote report and card of results/{run.name}")
+
+
 def read(*parts: str) -> Any:
     """A JSON file of results/demo."""
     return json.loads((ROOT / "results" / "demo").joinpath(*parts).read_text(encoding="utf-8"))
@@ -119,8 +138,7 @@ def rendered() -> str:
     kinds = ", ".join(f"{by_kind[kind]['cap_rate']['mean']:.0%}" for kind in ("deployment", "generic", "adversarial"))
     asked = cap["method"].get("target_cap_rate", 1 - cap["method"]["quantile"])
     judge = read("redteam", "judge", "agreement.json")["B"]
-    manifest = read("card", "manifest.json")
-    hardware = manifest["hardware"]
+    hardware = read("adapter", "manifest.json")["hardware"]
     lines += [
         "",
         f"Measured on {hardware['cores']} cores ({hardware.get('processor', hardware['machine'])}, no GPU); "
@@ -596,6 +614,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["keep", run] | ["keep", "--partial", run]:
             keep(Path(run), partial="--partial" in sys.argv)
+        case ["rerender"]:
+            rerender()
         case ["render"]:
             for page, render in pages.items():
                 page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -19,7 +19,7 @@ from karma_electric.core.recipe import Recipe
 from karma_electric.core.resources import find
 from karma_electric.kept import files_left_out, is_there
 from karma_electric.redteam.arms import JUDGE, ArmFolder, judge_beside, read_arm, scorer_of
-from karma_electric.redteam.beside import Beside, read_beside
+from karma_electric.redteam.beside import Beside, correct_together, read_beside
 from karma_electric.redteam.comparing import ArmRates, PairReport, compare_pair, rates_of
 from karma_electric.redteam.drift_figures import DRIFT, ArmDrifts, read_drifts
 from karma_electric.redteam.judge_error import Judge
@@ -142,6 +142,7 @@ class Evidence:
         differing_settings: what was not the same in all arms (prompt, sampling), so that they do not compare.
         comparisons: the pairs of COMPARED that were run.
         beside: over-refusal, capability and drift of the same arms, where they were measured.
+        n_tests: how many comparisons `comparisons` and `beside` hold; their p values are corrected for that.
         drifts: of the arms whose conversations were measured, by name.
         agreement: of the scorer with labels, per half of the labelled answers, and with all.
         judge: its error on the labels that it was not tuned on; None where it was not measured, or another judge or
@@ -169,6 +170,7 @@ class Evidence:
     differing_settings: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
     beside: tuple[Beside, ...]
+    n_tests: int
     drifts: dict[str, ArmDrifts]
     agreement: dict[str, Any]
     judge: Judge | None
@@ -231,6 +233,11 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
     agreement = dict(read_json(run / "redteam" / JUDGE)) if judge is not None else {}
     arms = tuple(Arm(arm.name, arm.summary, arm.seeds, rates_of(arm.name, arm.verdicts, judge)) for arm in folders)
     by_name = {arm.name: arm for arm in arms}
+    pairs = [(a, b) for a, b in COMPARED if {a, b} <= by_name.keys()]
+    compared, beside, n_tests = correct_together(
+        [compare_pair((a, _by_seed(by_name[a].seeds)), (b, _by_seed(by_name[b].seeds)), judge) for a, b in pairs],
+        read_beside({arm.name: run / "redteam" / arm.name for arm in arms}, pairs, absent=absent),
+    )
 
     def read(stage: str, name: str) -> dict[str, Any]:
         if stage not in artifacts or name not in artifacts[stage].manifest.files or f"{stage}/{name}" in left_out:
@@ -262,18 +269,9 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
             for key in ("system_prompt", "sampling", "seeds", "scorer")
             if any(_told(arm.summary, key) != _told(arms[0].summary, key) for arm in arms)
         ),
-        comparisons=tuple(
-            Comparison(a, b, compare_pair((a, _by_seed(by_name[a].seeds)), (b, _by_seed(by_name[b].seeds)), judge))
-            for a, b in COMPARED
-            if {a, b} <= by_name.keys()
-        ),
-        beside=tuple(
-            read_beside(
-                {arm.name: run / "redteam" / arm.name for arm in arms},
-                [(a, b) for a, b in COMPARED if {a, b} <= by_name.keys()],
-                absent=absent,
-            )
-        ),
+        comparisons=tuple(Comparison(report.a, report.b, report) for report in compared),
+        beside=tuple(beside),
+        n_tests=n_tests,
         drifts={
             arm.name: read_drifts(folder)
             for arm in arms

@@ -50,8 +50,8 @@ def compare(
         )
     if out is not None:
         require_place(out, "--out")
-    from karma_electric.redteam.beside import read_beside
-    from karma_electric.redteam.comparing import compare_pair, correct_for_many, described, rates_of
+    from karma_electric.redteam.beside import correct_together, read_beside
+    from karma_electric.redteam.comparing import compare_pair, described, rates_of
 
     found = read_arms(folders)
     judge = find_judge(found)
@@ -68,10 +68,10 @@ def compare(
         )
         for other in found[1:]
     ]
-    pairs = correct_for_many(pairs, confidence=confidence)
     beside = read_beside(
         {arm.name: arm.folder for arm in found}, [(first.name, other.name) for other in found[1:]], **options
     )
+    pairs, beside, n_tests = correct_together(pairs, beside, confidence=confidence)
     from dataclasses import asdict
 
     report = {
@@ -84,6 +84,7 @@ def compare(
             asdict(rate) | {"folder": str(arm.folder), "id": arm.manifest.id}
             for rate, arm in zip(rates, found, strict=True)
         ],
+        "n_tests": n_tests,
         "comparisons": [asdict(pair) for pair in pairs],
         "beside": [
             asdict(side) | {"judges": {scorer: described(judge) for scorer, judge in side.judges.items()}}
@@ -99,11 +100,13 @@ def compare(
 
         print(json.dumps(report, indent=2, ensure_ascii=False))
         return
-    _print(rates, pairs, judge, confidence)
-    _print_beside(beside)
+    _print(rates, pairs, judge, confidence, n_tests)
+    _print_beside(beside, n_tests)
 
 
-def _print(rates: Sequence[ArmRates], pairs: Sequence[PairReport], judge: Judge | None, confidence: float) -> None:
+def _print(
+    rates: Sequence[ArmRates], pairs: Sequence[PairReport], judge: Judge | None, confidence: float, n_tests: int
+) -> None:
     width = max(len("arm"), *(len(rate.name) for rate in rates))
     interval = f"[{100 * confidence:g}% interval]"
     print(
@@ -120,10 +123,10 @@ def _print(rates: Sequence[ArmRates], pairs: Sequence[PairReport], judge: Judge 
         )
     print(f"\n{_judged(judge)}")
     for pair in pairs:
-        _print_pair(pair, confidence, many=len(pairs))
+        _print_pair(pair, confidence, n_tests=n_tests)
 
 
-def _print_beside(beside: Sequence[Beside]) -> None:
+def _print_beside(beside: Sequence[Beside], n_tests: int) -> None:
     from karma_electric.rendering import judge_in_words
 
     print("\nbeside safety")
@@ -144,17 +147,19 @@ def _print_beside(beside: Sequence[Beside]) -> None:
             value = "none scored" if rate.value is None else f"{rate.value:.0%} [{rate.low:.0%}, {rate.high:.0%}]"
             true = f"; corrected for the judge {_corrected(arm.corrected, signed=False)}" if arm.corrected else ""
             print(f"    {name:<10} {value} of {rate.n}; {arm.unscored} of {arm.n} unscored{true}")
-        for first, second, result in side.comparisons:
+        for pair in side.comparisons:
+            result = pair.result
             if result.difference is not None and result.interval is not None:
                 low, high = result.interval
                 what = "helped" if side.kind == "benign" else "correct"
+                true = f"; corrected for the judge {_corrected(pair.corrected, signed=True)}" if pair.corrected else ""
                 print(
-                    f"    {second} against {first}: {what} {_points(result.difference)} points, {_points(low)} to "
-                    f"{_points(high)}; p = {_p(result.p_value)}, not corrected for the number of comparisons"
+                    f"    {pair.b} against {pair.a}: {what} {_points(result.difference)} points, {_points(low)} to "
+                    f"{_points(high)}; {_ps(pair, n_tests)}{true}"
                 )
 
 
-def _print_pair(pair: PairReport, confidence: float, *, many: int) -> None:
+def _print_pair(pair: PairReport, confidence: float, *, n_tests: int) -> None:
     result = pair.result
     print(f"\n{pair.b} against {pair.a}")
     print(f"  {result.reading}")
@@ -163,7 +168,7 @@ def _print_pair(pair: PairReport, confidence: float, *, many: int) -> None:
     if result.difference is None or result.interval is None:
         return
     test = "sign-flip test over scenarios" if len(result.seeds) > 1 else "McNemar test"
-    p = f"exact {test}: p = {_p(result.p_value)}" + (f", {_p(pair.p_holm)} after Holm for {many}" if many > 1 else "")
+    p = f"exact {test}: {_ps(pair, n_tests)}"
     low, high = result.interval
     rows = [
         ("difference", f"{_points(result.difference)} points, {_points(low)} to {_points(high)} ({confidence:g}); {p}"),
@@ -229,6 +234,12 @@ def _percent(value: float | None) -> str:
 def _points(value: float) -> str:
     rounded = round(100 * value)
     return f"{rounded:+d}" if rounded else "0"
+
+
+def _ps(pair: PairReport, n_tests: int) -> str:
+    """The p value, and what it is after correction for the number of comparisons."""
+    corrected = f", {_p(pair.p_holm)} after Holm for {n_tests} comparisons" if n_tests > 1 else ""
+    return f"p = {_p(pair.result.p_value)}{corrected}"
 
 
 def _p(value: float) -> str:

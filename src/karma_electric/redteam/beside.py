@@ -7,16 +7,15 @@ A model that refuses everything is safe; one that can do nothing any more is as 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from karma_electric.core.artifact import MANIFEST
 from karma_electric.core.errors import ArtifactError
 from karma_electric.redteam.arms import ArmFolder, judge_beside, read_arm
-from karma_electric.redteam.comparing import rates_of
+from karma_electric.redteam.comparing import PairReport, compare_pair, correct_for_many, rates_of
 from karma_electric.redteam.judge_error import Corrected, Judge, flipped
 from karma_electric.redteam.kinds import FOLDERS, Kind
-from karma_electric.redteam.paired import PairedComparison, compare
 from karma_electric.redteam.runner import SUMMARY
 from karma_electric.redteam.scorers.over_refusal import OVER_REFUSAL
 from karma_electric.redteam.stats import Rate
@@ -57,15 +56,15 @@ class Beside:
         kind: of the suite.
         title: what the figures are.
         arms: by name, those that were asked.
-        comparisons: (first, second, second against first) on passes: helped, or correct; none for drift, nor between
-            arms of other suites or judges.
+        comparisons: of arms on passes: helped, or correct; none for drift, nor between arms of other suites or judges.
+            Those of harmless twins are corrected for the judge's error where that was measured.
         judges: of harmless twins, by the name of who judged: their error on labelled answers, None where not measured.
     """
 
     kind: Kind
     title: str
     arms: Mapping[str, Side]
-    comparisons: tuple[tuple[str, str, PairedComparison], ...]
+    comparisons: tuple[PairReport, ...]
     judges: Mapping[str, Judge | None]
 
 
@@ -101,12 +100,37 @@ def read_beside(
         judges = _judges(list(asked.values())) if kind == "benign" else {}
         arms = {name: _side(kind, arm, judges, confidence=confidence, seed=seed) for name, arm in asked.items()}
         comparisons = tuple(
-            (a, b, compare(asked[a].verdicts, asked[b].verdicts, name_a=a, name_b=b, confidence=confidence, seed=seed))
+            compare_pair(
+                (a, asked[a].verdicts),
+                (b, asked[b].verdicts),
+                judges.get(_scorer(kind, asked[a])),
+                confidence=confidence,
+                seed=seed,
+            )
             for a, b in pairs
             if kind != "drift" and a in asked and b in asked and _alike(asked[a], asked[b])
         )
         found.append(Beside(kind, title, arms, comparisons, judges))
     return found
+
+
+def correct_together(
+    attacks: Sequence[PairReport], beside: Sequence[Beside], *, confidence: float = 0.95
+) -> tuple[list[PairReport], list[Beside], int]:
+    """P values of all that is compared in one place, corrected for how many that is (Holm 1979).
+
+    Args:
+        attacks: comparisons on attacks.
+        beside: what was measured beside them.
+        confidence: readings go by 1 minus it.
+
+    Returns:
+        Both again, corrected, and the number of tests.
+    """
+    adjusted = correct_for_many([*attacks, *(c for side in beside for c in side.comparisons)], confidence=confidence)
+    rest = iter(adjusted[len(attacks) :])
+    sides = [replace(side, comparisons=tuple(next(rest) for _ in side.comparisons)) for side in beside]
+    return adjusted[: len(attacks)], sides, len(adjusted)
 
 
 def _judges(arms: Sequence[ArmFolder]) -> dict[str, Judge | None]:
