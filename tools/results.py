@@ -4,7 +4,9 @@ python tools/results.py keep runs/demo               copy manifests, JSON, plots
 python tools/results.py keep --partial runs/NAME     the same for a run that was only trained, or is not finished yet
 python tools/results.py rerender                     write report and card of every kept run anew, from what is kept
 python tools/results.py render                       rewrite the generated parts of README.md and docs/
-python tools/results.py check                        exit 1 if one of them differs from what results/ say
+python tools/results.py check                        exit 1 if one of them differs from what results/ say, or a figure
+                                                     typed beside the name of a file under results/ is not in it
+python tools/results.py typed                        list the figures of README, changelog and docs beside no such file
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cited
 import evidence_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +78,7 @@ def keep(run: Path, *, partial: bool = False) -> None:
 def rerender() -> None:
     """Write report and card of every finished run under results/ anew: what they say comes from the other files."""
     from karma_electric.card import render_card
-    from karma_electric.core.artifact import read_manifest, seal, write_atomic
+    from karma_electric.core.artifact import hash_file, read_manifest, seal, write_atomic
     from karma_electric.core.recipe import load_recipe
     from karma_electric.report import write_report
 
@@ -86,8 +89,9 @@ def rerender() -> None:
         write_atomic(run / "card" / "README.md", render_card(run, recipe))
         for name in ("report", "card"):
             made = read_manifest(run / name)
-            seal(run / name, kind=made.kind, config=made.config, inputs=made.inputs, parents=made.parents)
-        print(f"wrote report and card of results/{run.name}")
+            if any(hash_file(run / name / file) != digest for file, digest in made.files.items()):
+                seal(run / name, kind=made.kind, config=made.config, inputs=made.inputs, parents=made.parents)
+                print(f"wrote results/{run.name}/{name} anew")
 
 
 def read(*parts: str) -> Any:
@@ -607,6 +611,11 @@ def with_benchmarks(page: str) -> str:
     return page
 
 
+def texts() -> list[Path]:
+    """What a reader sees: README, changelog and docs."""
+    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
 def main() -> None:
     """Entry point."""
     pages = {ROOT / "README.md": replaced, **{ROOT / name: with_benchmarks for name in PAGES}}
@@ -623,6 +632,17 @@ def main() -> None:
             for page, render in pages.items():
                 if render(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8"):
                     raise SystemExit(f"error: {page.name} differs from results/. Run: make results")
+            wrong = [
+                f"{page.relative_to(ROOT)} line {line}: {figure} is not in {', '.join(named)}"
+                for page in texts()
+                for line, figure, named in cited.uncited(page.read_text(encoding="utf-8"), ROOT)
+            ]
+            if wrong:
+                raise SystemExit("error: figures that their files do not have:\n  " + "\n  ".join(wrong))
+        case ["typed"]:
+            for page in texts():
+                for line, figure in cited.listed(page.read_text(encoding="utf-8")):
+                    print(f"{page.relative_to(ROOT)}:{line}: {figure}")
         case _:
             raise SystemExit(__doc__)
 

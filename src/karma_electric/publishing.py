@@ -24,6 +24,7 @@ from karma_electric.core.leaks import leaks_in
 from karma_electric.core.lineage import artifacts_of, problems_of
 from karma_electric.core.progress import Progress
 from karma_electric.core.recipe import Recipe, load_recipe
+from karma_electric.kept import KEPT
 
 Part = Literal["capped", "merged", "gguf", "adapter", "axis"]
 Root = Literal["capped", "merged"]
@@ -281,6 +282,11 @@ def _require_whole(run: Path, progress: Progress) -> None:
     found = problems_of(run, lambda done, total, name: progress.update(done, total, f"artifacts hashed; now {name}"))
     progress.update(len(found), len(found), "artifacts hashed")
     bad = [f"{name}: {problem}" for name, problems in found.items() for problem in problems]
+    if bad and (run / KEPT).is_file():
+        raise GateError(
+            f"{run} has the kept figures of a run without its weights ({KEPT}), so nothing of it can be published.",
+            f"Push the run that they came from, or make it again: karma run {run}/{_RECIPE}",
+        )
     if bad:
         more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
         raise GateError(

@@ -55,12 +55,13 @@ def drop_torn_line(path: Path) -> None:
         write_atomic(path, data[: data.rfind(b"\n") + 1])
 
 
-def parse_json(raw: bytes, where: str) -> Any:
+def parse_json(raw: bytes, where: str, *, expected: str = "One JSON object per line.") -> Any:
     """Read one JSON value, more strictly than Python does: what another reader would take otherwise is refused.
 
     Args:
         raw: the bytes of the value.
         where: the place, for errors ("corpus/crisis.jsonl line 4").
+        expected: what should stand there, for errors.
 
     Raises:
         DataError: not UTF-8, not JSON, NaN or a number out of range, the same key twice in one object, half of a
@@ -82,7 +83,7 @@ def parse_json(raw: bytes, where: str) -> Any:
         ) from None
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{where}: not JSON ({error.msg.removesuffix(' at')} at column {error.colno}).", "One JSON object per line."
+            f"{where}: not JSON ({error.msg.removesuffix(' at')} at column {error.colno}).", expected
         ) from None
     except RecursionError:
         raise DataError(f"{where}: brackets are nested too deeply.", "Correct that line.") from None

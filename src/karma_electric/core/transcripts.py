@@ -104,9 +104,11 @@ def _values(raw: bytes, name: str) -> Iterator[tuple[str, Any]]:
     """(place, value): the whole as one JSON value, or one per line where the first line is one by itself."""
     lines = [(number, line) for number, line in enumerate(raw.splitlines(), 1) if line.strip()]
     if len(lines) > 1 and _is_value(lines[0][1]):
-        yield from ((f"{name} line {number}", parse_json(line, f"{name} line {number}")) for number, line in lines)
+        for number, line in lines:
+            place = f"{name} line {number}"
+            yield place, parse_json(line, place, expected=_EXPECTED)
     elif lines:
-        yield name, parse_json(raw, name)
+        yield name, parse_json(raw, name, expected=_EXPECTED)
 
 
 def _is_value(line: bytes) -> bool:

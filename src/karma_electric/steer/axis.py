@@ -120,7 +120,10 @@ def load_axis(path: Path) -> Axis:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is not a safetensors file ({error}).", "Give an axis.safetensors.") from None
+        raise ArtifactError(
+            f"{path} is not a safetensors file ({error}).",
+            "Give an axis.safetensors, its folder, or the folder of a run.",
+        ) from None
     if metadata.get("format") != FORMAT or metadata.get("orientation") != ORIENTATION:
         raise ArtifactError(
             f"{path} is not an axis (format {metadata.get('format')!r}, orientation {metadata.get('orientation')!r}).",
