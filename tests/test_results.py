@@ -116,11 +116,12 @@ def test_the_kept_demo_gives_a_card():
     assert ".toml --to " not in card, "every stage of it was kept"
 
 
-def test_versions_stand_in_the_readme_as_far_as_they_are_trained(elsewhere, tmp_path):
+def test_versions_stand_in_the_readme_as_far_as_they_are_trained(elsewhere, tmp_path, monkeypatch):
     gap = "not trained yet: `karma run recipes/smollm2-v2.toml`"
     assert gap in elsewhere.version_history()
     trained(tmp_path / "smollm2-v2", "release", "adapter", "redteam")
     elsewhere.keep(tmp_path / "smollm2-v2", partial=True)
+    monkeypatch.setattr(elsewhere, "SHARED_SUITE", tmp_path / "suite.jsonl")
     table = elsewhere.version_history()
     assert gap not in table
     [row] = [line for line in table.splitlines() if line.startswith("| smollm2-v2 |")]
@@ -131,6 +132,10 @@ def test_versions_stand_in_the_readme_as_far_as_they_are_trained(elsewhere, tmp_
     assert "of 8 | not measured | 24 min (" in row
     assert "not trained yet: `karma run recipes/smollm2-v3.toml`" in table
     assert "how many those are, by the judge `signals`." in table
+    shared = (tmp_path / "suite.jsonl").read_text().splitlines(keepends=True)[:5]
+    (tmp_path / "shared.jsonl").write_text("".join(shared))
+    monkeypatch.setattr(elsewhere, "SHARED_SUITE", tmp_path / "shared.jsonl")
+    assert "of 5 | 100% (57% to 100%) of 5 | not measured |" in elsewhere.version_history(), "of what all were asked"
 
 
 def test_the_kept_files_are_those_of_the_manifests():

@@ -35,6 +35,7 @@ LEFT_OUT |= {"train.jsonl", "validation.jsonl"}  # the corpus again
 WHOLE = {"completions.jsonl", "verdicts.jsonl"}  # kept at any size: an arm cannot be read without them
 ALSO = {"merged/config.json", "gguf/Modelfile", "gguf/Modelfile.capped"}  # what a card needs besides
 STAGES = ("release", "adapter", "merged", "axis", "capped", "gguf", "redteam", "report", "card")
+SHARED_SUITE = ROOT / "suites" / "standard-58.jsonl"  # v3 is asked standard-200, which holds it
 VERSIONS = ("smollm2-v1", "smollm2-v2", "smollm2-v3")  # recipes of the releases, on the embedded model
 
 
@@ -196,8 +197,8 @@ def version_history() -> str:
             "",
             "Losses are in nats per assistant token: in training the mean over the last tenth of the steps, in "
             "validation over the version's own held-out examples, which token accuracy is of, too. Passed: of the "
-            f"answers that could be scored (95% interval), and how many those are{judged}. Read from "
-            "`release/summary.json`, `adapter/training.json` and `redteam/ARM/summary.json` in `results/NAME/`.",
+            f"answers to `standard-58` that could be scored (95% interval), and how many those are{judged}. Read from "
+            "`release/summary.json`, `adapter/training.json` and the verdicts of `redteam/ARM` in `results/NAME/`.",
         ]
     )
 
@@ -223,19 +224,33 @@ def version_row(name: str) -> str:
         f"{training['validation_accuracy']:.1%}",
     ]
     for arm in ("base", "tuned", "capped"):
-        summary = found("redteam", arm, "summary.json")
-        if summary is None:
+        rate = shared_rate(folder / "redteam" / arm)
+        if rate is None:
             cells.append("not measured")
             continue
-        rate = summary["pass_rate_scored"]
-        value = "none" if rate["value"] is None else f"{rate['value']:.0%} ({rate['low']:.0%} to {rate['high']:.0%})"
-        cells.append(f"{value} of {rate['n']}")
+        value = "none" if rate.value is None else f"{rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})"
+        cells.append(f"{value} of {rate.n}")
     machine = found("adapter", "manifest.json")["hardware"]
     processor = f"{machine['cores']} cores, {machine.get('processor', machine['machine'])}"
     used = [f"{training['threads']} threads, {training['compute_dtype']}"] if "threads" in training else []
     where = ", ".join([*(machine.get("gpus") or [*used, processor])])
     cells.append(f"{training['seconds'] / 60:.0f} min ({where})")
     return "| " + " | ".join(cells) + " |"
+
+
+def shared_rate(arm: Path) -> Any:
+    """Pass rate of an arm on the scenarios that all versions were asked; None where it was not asked."""
+    from karma_electric.redteam.comparing import rates_of
+    from karma_electric.redteam.seeds import read_seeds
+
+    if not (arm / "manifest.json").is_file():
+        return None
+    asked = {json.loads(line)["id"] for line in SHARED_SUITE.read_text(encoding="utf-8").splitlines()}
+    verdicts = {
+        seed: [verdict for verdict in result.verdicts.values() if verdict.scenario_id in asked]
+        for seed, result in read_seeds(arm).items()
+    }
+    return rates_of(arm.name, verdicts, None).scored
 
 
 def replaced(readme: str) -> str:
