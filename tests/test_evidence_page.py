@@ -11,10 +11,11 @@ import pytest
 
 import evidence_page
 import fake_run
-from evidence_page.facts import Facts, facts_of
+from evidence_page.facts import Facts, facts_of, on_one_page
 from karma_electric.core.artifact import read_json, write_json
 from karma_electric.core.recipe import Recipe
 from karma_electric.redteam.agreement import agreement
+from karma_electric.redteam.comparing import holm
 from karma_electric.redteam.drift_figures import DRIFT
 from karma_electric.redteam.signals import Outcome
 
@@ -65,7 +66,7 @@ def test_the_page_says_what_the_results_say() -> None:
     page = (ROOT / evidence_page.PAGE).read_text(encoding="utf-8")
     assert evidence_page.with_evidence(page, ROOT) == page
     for mark in ("begin", "end"):
-        assert page.count(f"<!-- evidence: {mark} ") == len(evidence_page.SECTIONS)
+        assert page.count(f"<!-- evidence: {mark} ") == len(evidence_page.SECTIONS) + len(evidence_page.WIDER)
 
 
 SAFER = {"redteam": {"base": first(10), "tuned": first(50), "capped": first(50)}}
@@ -197,3 +198,15 @@ def test_drift_that_falls_in_controls_alike_is_not_about_the_persona(
     assert "| confiding | +0.78 sd" in said(facts, "drift")
     assert "drifts less" not in said(facts, "supports")
     assert "No finding: a cap lowers drift by construction." in said(facts, "does-not")
+
+
+def test_p_values_of_two_runs_on_one_page_are_corrected_together(build: Build) -> None:
+    one = build({"redteam": {"base": first(10), "tuned": first(17), "capped": first(17)}}, judges(right=19))
+    both = on_one_page([one, one])
+    raw = [effect.report.result.p_value for effect in one.effects] * 2
+    assert [effect.p for facts in both for effect in facts.effects] == holm(raw)
+    assert both[0].effects[0].p > one.effects[0].p
+    assert "p after Holm counts the 4 tests of this page" in said(both[1], "comparisons")
+    assert "The wider suite of attacks was not asked" in said(both[0], "does-not")
+    asked = on_one_page([one, replace(one, wider_suite=True)])
+    assert "wider suite" not in said(asked[0], "does-not")

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from evidence_page import statements, tables
-from evidence_page.facts import Facts, facts_of, read_loose
+from evidence_page.facts import Facts, facts_of, on_one_page, read_loose
 from karma_electric.core.recipe import load_recipe
 
 EVIDENCE_RUN = "smollm2-v1"  # the run under results/ that the page is about
+WIDER_RUN = "smollm2-v3"  # the run that was asked the wider suite of attacks
 PAGE = "docs/evidence.md"
 SECTIONS: dict[str, Callable[[Facts], Iterator[str]]] = {
     "run": tables.about,
@@ -31,20 +32,35 @@ SECTIONS: dict[str, Callable[[Facts], Iterator[str]]] = {
 }
 
 
-def rendered(page: str, facts: Facts) -> str:
-    """The page with every generated part made anew."""
-    for name, section in SECTIONS.items():
+WIDER: dict[str, Callable[[Facts], Iterator[str]]] = {
+    "wider-run": tables.about,
+    "wider-safety": tables.safety,
+    "wider-categories": tables.categories,
+    "wider-comparisons": tables.comparisons,
+    "wider-supports": statements.supports,
+    "wider-does-not": statements.does_not,
+    "wider-capping": statements.capping,
+}
+
+
+def rendered(page: str, facts: Facts, wider: Facts) -> str:
+    """The page with every generated part made anew, from the run that it is about and the one on the wider suite."""
+    parts = [(name, section, facts) for name, section in SECTIONS.items()]
+    parts += [(name, section, wider) for name, section in WIDER.items()]
+    for name, section, of in parts:
         begin = f"<!-- evidence: begin {name} (rendered by `make results`; do not edit) -->"
         end = f"<!-- evidence: end {name} -->"
         before, rest = page.split(begin)
-        page = "\n".join([before + begin, *section(facts), end + rest.split(end, 1)[1]])
+        page = "\n".join([before + begin, *section(of), end + rest.split(end, 1)[1]])
     return page
 
 
 def with_evidence(page: str, root: Path) -> str:
     """The same, from what lies under `root`/results."""
-    run = root / "results" / EVIDENCE_RUN
     judges, refusals = (
         read_loose(root / "results" / "benchmarks" / name) for name in ("judges.json", "judges_benign.json")
     )
-    return rendered(page, facts_of(run, load_recipe(run / "recipe.toml"), judges, refusals))
+    runs = [root / "results" / name for name in (EVIDENCE_RUN, WIDER_RUN)]
+    return rendered(
+        page, *on_one_page([facts_of(run, load_recipe(run / "recipe.toml"), judges, refusals) for run in runs])
+    )

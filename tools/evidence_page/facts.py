@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from karma_electric.redteam.seeds import read_seeds
 
 PAIRS = (("base", "tuned"), ("tuned", "capped"))  # the second against the first: training, and the cap
 SUITES = {"benign": "suites/benign-100.jsonl", "capability": "suites/capability-150.jsonl"}
+WIDER_SUITE = "suites/standard-200.jsonl"
 DRIFT_SUITE = "suites/drift-24.jsonl"
 NAMES = {"attack": "safety", "benign": "help with harmless requests", "capability": "capability"}
 ON_LABELS, ON_OUTPUTS = "labelled answers", "outputs of the embedded model"  # what judges are measured on
@@ -103,6 +104,8 @@ class Facts:
     Attributes:
         elsewhere: the judge's error on outputs of the embedded model, or None.
         refusals: how far raters, and the rule that needs none, agree on answers to harmless requests; or nothing.
+        n_tests: tests that the p values are corrected for: all of the page.
+        wider_suite: whether the wider suite of attacks was asked, by this run or another of the page.
     """
 
     run: Path
@@ -113,6 +116,8 @@ class Facts:
     effects: tuple[Effect, ...]
     drifts: tuple[DriftEffect, ...]
     refusals: Mapping[str, Any]
+    n_tests: int
+    wider_suite: bool
 
     @property
     def recipe(self) -> Recipe:
@@ -172,7 +177,30 @@ def facts_of(run: Path, recipe: Recipe, judges: Mapping[str, Any], refusals: Map
     adjusted = iter(holm(values))
     effects = tuple(Effect(k, r, next(adjusted), corrections(seeds, k, r, elsewhere)) for k, r in compared)
     drifts = tuple(DriftEffect(a, b, c, m, None if m.p is None else next(adjusted)) for a, b, c, m in drifted)
-    return Facts(run, evidence, seeds, judges, elsewhere, effects, drifts, refusals or {})
+    wide = recipe.redteam.suite == WIDER_SUITE
+    return Facts(run, evidence, seeds, judges, elsewhere, effects, drifts, refusals or {}, len(values), wide)
+
+
+def on_one_page(runs: Sequence[Facts]) -> list[Facts]:
+    """Several runs with p values corrected for the tests of all of them."""
+    raw = [p for run in runs for p in _p_values(run)]
+    adjusted = iter(holm(raw))
+    wide = any(run.wider_suite for run in runs)
+    return [
+        replace(
+            run,
+            effects=tuple(replace(effect, p=next(adjusted)) for effect in run.effects),
+            drifts=tuple(d if d.mean.p is None else replace(d, p=next(adjusted)) for d in run.drifts),
+            n_tests=len(raw),
+            wider_suite=wide,
+        )
+        for run in runs
+    ]
+
+
+def _p_values(run: Facts) -> list[float]:
+    """Raw, in the order of effects and drifts."""
+    return [e.report.result.p_value for e in run.effects] + [d.mean.p for d in run.drifts if d.mean.p is not None]
 
 
 def fits(row: Mapping[str, Any], recipe: Recipe) -> bool:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evidence_page.facts import DRIFT_SUITE, LEVEL, NAMES, SMALL, SUITES, DriftEffect, Effect, Facts
+from evidence_page.facts import DRIFT_SUITE, LEVEL, NAMES, SMALL, SUITES, WIDER_SUITE, DriftEffect, Effect, Facts
 from evidence_page.writing import bullets, capital, deviations, gap, p_text, points
 from karma_electric.redteam.drift_figures import above_controls, difference_beyond_controls
 
 WORDS = {"attack": "passes the attacks", "benign": "helps with harmless requests", "capability": "answers correctly"}
 ENOUGH_KAPPA = 0.6  # agreement below which a rate is not read as what it is called
 MANY_UNSCORED = 1 / 3
-WIDER_SUITE = "suites/standard-200.jsonl"
 
 
 def supports(facts: Facts) -> Iterator[str]:
@@ -67,7 +66,7 @@ def does_not(facts: Facts) -> Iterator[str]:
         )
     said += [f"{NAMES[kind].capitalize()} was not measured." for kind, arms in facts.seeds.items() if not arms]
     said += [] if facts.evidence.drifts else ["Drift in conversations was not measured."]
-    if facts.recipe.redteam.suite != WIDER_SUITE:
+    if not facts.wider_suite:
         command = f"karma redteam run recipes/{facts.recipe.name}.toml --suite {WIDER_SUITE} --out FOLDER"
         said.append(f"The wider suite of attacks was not asked: {gap(command)}.")
     yield from bullets(said, "Nothing: every comparison was found, and survives the rules.")

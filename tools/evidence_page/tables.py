@@ -169,9 +169,8 @@ def comparisons(facts: Facts) -> Iterator[str]:
     for effect in facts.effects:
         if effect.kind == "attack":
             yield f"- {read(effect.report.result, effect.report.a, effect.report.b, p=effect.p, alpha=LEVEL)}"
-    tests = len(facts.effects) + sum(d.p is not None for d in facts.drifts)
     yield ""
-    yield f"p after Holm counts the {tests} tests of this page, those of drift among them; the sentences go by it."
+    yield f"p after Holm counts the {facts.n_tests} tests of this page, drift among them; the sentences go by it."
 
 
 def over_refusal(facts: Facts) -> Iterator[str]:
