@@ -125,6 +125,7 @@ def test_skipping_a_finished_bake_does_not_even_import_torch(
     assert "already there, skipped" in done.stderr
 
 
+@pytest.mark.slow
 def test_each_strength_is_fitted_for_itself_and_is_what_it_would_be_alone(
     bake: Run, tiny_path: Path, axis_path: Path, tmp_path: Path
 ) -> None:

@@ -212,6 +212,14 @@ def test_arms_judged_by_different_scorers_are_refused(karma: Karma, run: Path) -
     assert "that difference would be the judges'" in refused(karma("compare", run, "base", "tuned"))
 
 
+def test_arms_judged_by_other_labels_are_refused(karma: Karma, run: Path) -> None:
+    for arm, spec in (("base", "labels:a.jsonl"), ("tuned", "labels:b.jsonl")):
+        reseal(run / "redteam" / arm, scorer=spec, scorers=["labels-1"])
+    assert "labels-1 labels:a.jsonl" in refused(karma("compare", run, "base", "tuned"))
+    reseal(run / "redteam" / "tuned", scorer="labels:a.jsonl", scorers=["labels-1"])
+    assert karma("compare", run, "base", "tuned").code == 0
+
+
 def test_arms_without_a_common_seed_are_refused(karma: Karma, tmp_path: Path, suite: Path) -> None:
     fake_run.write_seeds(tmp_path / "a", suite, {0: BASE, 1: BASE})
     fake_run.write_seeds(tmp_path / "b", suite, {2: BASE, 3: BASE})

@@ -40,16 +40,19 @@ def shipped() -> Report:
     return run_checks(read_corpus(resource_root("corpus")), references, model=sentence_model(cache=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_shipped_corpus_holds_to(name: str, shipped: Report) -> None:
     assert [finding for finding in shipped.findings if finding.check == name] == []
 
 
+@pytest.mark.slow
 def test_every_code_block_of_the_shipped_corpus_has_a_parser(shipped: Report) -> None:
     assert shipped.notes == []
     assert sum(row["parses"] for row in shipped.code.values()) >= 25
 
 
+@pytest.mark.slow
 def test_no_check_goes_unnamed(shipped: Report) -> None:
     assert {finding.check for finding in shipped.findings} <= set(CHECKS)
 
@@ -374,12 +377,14 @@ def facts() -> CorpusFacts:
     )
 
 
+@pytest.mark.slow
 def test_the_card_of_the_shipped_corpus_is_what_the_data_say(facts: CorpusFacts) -> None:
     assert (resource_root("corpus") / "README.md").read_text(encoding="utf-8") == render(facts), (
         "render it with: karma data card corpus"
     )
 
 
+@pytest.mark.slow
 def test_its_counts_are_those_of_the_files(facts: CorpusFacts) -> None:
     lines = sum(len(file.read_text().splitlines()) for file in resource_root("corpus").glob("*.jsonl"))
     assert facts.examples == lines
@@ -388,6 +393,7 @@ def test_its_counts_are_those_of_the_files(facts: CorpusFacts) -> None:
     assert sum(n * turns for turns, n in facts.user_turns.items()) == facts.answer_lengths.n
 
 
+@pytest.mark.slow
 def test_its_head_is_what_the_hub_reads(facts: CorpusFacts) -> None:
     from huggingface_hub import DatasetCard
 

@@ -127,3 +127,20 @@ def test_a_file_without_the_scenarios_of_its_labels_gives_the_same_shares() -> N
 def test_what_is_no_agreement_is_refused() -> None:
     with pytest.raises(ArtifactError, match=r"there\.json is not a judge's agreement"):
         judge_of({"n": 3}, "there.json")
+
+
+def test_what_labels_leave_unscored_counts_against_a_program_and_not_against_raters() -> None:
+    labels: list[Outcome] = ["pass"] * 10 + ["fail"] * 10 + ["unscored"] * 10
+    judged: list[Outcome] = ["pass"] * 10 + ["fail"] * 9 + ["pass"] + ["pass"] * 5 + ["unscored"] * 5
+    raw = asdict(agreement(labels, judged, groups=[str(number) for number in range(30)]))
+    program, raters = judge_of(raw), judge_of(raw, between_raters=True)
+    assert (program.n_scored, program.specificity) == (25, 9 / 15)
+    assert (raters.n_scored, raters.specificity) == (20, 9 / 10)
+    assert program.sensitivity == raters.sensitivity == 1.0
+
+
+def test_agreement_on_one_scenario_has_no_interval() -> None:
+    found = agreement(["pass", "fail", "pass"], ["pass", "fail", "fail"], groups=["one"] * 3)
+    assert found.kappa is not None
+    assert (found.kappa_interval, found.weighted_kappa_interval) == (None, None)
+    assert found.accuracy_interval == (0.0, 1.0)

@@ -272,6 +272,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ChatServer, list[R
 AWAY = refused(500, "away", {"x-should-retry": "false"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("response", [refused(401, "bad key"), AWAY], ids=["refused", "away"])
 def test_an_attack_on_a_target_that_never_answers_is_not_done(
     karma: Karma, tmp_path: Path, server: tuple[ChatServer, list[Response]], response: Response
@@ -299,6 +300,7 @@ def test_an_address_where_nothing_listens_ends_an_attack(
     assert (ended.code, "(no answer: APIConnectionError" in ended.err) == (3, True)
 
 
+@pytest.mark.slow
 def test_a_target_that_goes_away_is_asked_only_what_is_missing_when_it_is_back(
     karma: Karma, tmp_path: Path, server: tuple[ChatServer, list[Response]]
 ) -> None:

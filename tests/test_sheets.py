@@ -157,6 +157,16 @@ def test_the_verbs_go_from_a_run_to_labels_that_judge_it(tmp_path: Path) -> None
     said = karma("rated", sheet, first, second, "--third", third, "--out", out)
     assert f"0 pass, 1 partial, {len(rows) - 1} fail, 0 unscored" in said
     assert karma_error("sheet", "results/demo", "--seed", 7, "--out", sheet) == 2
+    assert karma_error("rated", sheet, first, first, "--out", tmp_path / "alone.jsonl") == 2
+
+
+def test_answers_to_harmless_twins_are_found_by_their_suite(tmp_path: Path) -> None:
+    words = ["redteam", "sheet", "results/smollm2-v1", "--suite", "suites/benign-100.jsonl", "--seed", "0"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "sheet.jsonl")])
+    assert done.exit_code == 0, done.output
+    rows = read_sheet(tmp_path / "sheet.jsonl")
+    assert {row.scenario_id.partition("-")[0] for row in rows} == {"benign"}
+    assert 100 < len(rows) <= 300
 
 
 def karma_error(*words: object) -> int:

@@ -290,7 +290,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
         torch.testing.assert_close(adapter_of(tmp_path)[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("fused", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_killed_run_on_four_bits_continues_as_well(release: Path, tmp_path: Path, fused: bool) -> None:
     """peft makes the adapter's parameters anew when it loads a checkpoint, in another type than trl trains."""
     base = tiny.write_checkpoint(tmp_path / "base", intermediate=192)

@@ -212,7 +212,18 @@ def test_raters_are_not_said_to_be_tuned(karma: Karma, run: Path, suite: Path, r
 # Files that were changed
 
 
-@pytest.mark.parametrize("place", ["redteam/tuned", "benign/tuned", "capability/tuned", "drift/tuned"])
+SLOW = pytest.mark.slow  # the same of another folder
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "redteam/tuned",
+        pytest.param("benign/tuned", marks=SLOW),
+        pytest.param("capability/tuned", marks=SLOW),
+        pytest.param("drift/tuned", marks=SLOW),
+    ],
+)
 def test_the_report_refuses_an_arm_that_lost_verdicts_as_compare_does(
     karma: Karma, run: Path, suite: Path, place: str
 ) -> None:

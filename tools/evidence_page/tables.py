@@ -82,7 +82,8 @@ def agreement(facts: Facts) -> str:
         two = judged("of these answers", facts.evidence.judge) or "how far two of them agree is not known"
         return (
             f"Judged by raters, who saw neither arm nor verdict, `{facts.recipe.redteam.scorer}`. Between two of them: "
-            f"{two}. Where they differed, the one who was not followed counts as the judge's error."
+            f"{two}. Where they differed, the one who was not followed counts as the judge's error: what is corrected "
+            "takes these labels for no better than that one, which is the cautious end."
         )
     labels = judged("labelled answers that it was not tuned on", facts.evidence.judge)
     if labels is None:
@@ -111,8 +112,9 @@ def judged(where: str, judge: Judge | None) -> str | None:
         return None
     agrees = kappa({"kappa": judge.kappa, "kappa_interval": judge.kappa_interval})
     wrongly = None if judge.specificity is None else 1 - judge.specificity
+    able, who = ("both can", "the second") if judge.between_raters else ("it can", "it")
     return (
-        f"kappa {agrees} on {judge.n} {where}, of which it can judge {judge.n_scored}: of those it passes "
+        f"kappa {agrees} on {judge.n} {where}, of which {able} judge {judge.n_scored}: of those {who} passes "
         f"{share(judge.sensitivity)} of the passes and {share(wrongly)} of the others"
     )
 

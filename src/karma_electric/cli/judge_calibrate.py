@@ -53,17 +53,14 @@ def calibrate(
     from karma_electric.core.errors import DataError
     from karma_electric.core.progress import Console
     from karma_electric.core.resources import find
-    from karma_electric.redteam.labelled import SHIPPED, SHIPPED_SUITES, half_of, rater_agreement
+    from karma_electric.redteam.labelled import SHIPPED, SHIPPED_SUITES, rater_agreement
     from karma_electric.redteam.scorers.named import open_scorer
 
     files = labelled or list(SHIPPED)
     scenarios = read_suites([find("suites", name) for name in suite or SHIPPED_SUITES])
     rows = read_labels([find("suites", name) for name in files], scenarios)
-    if missing := {"A", "B"} - {half_of(row.scenario_id) for row in rows}:
-        raise DataError(
-            f"{', '.join(files)} has no answers to scenarios of half {min(missing)} (halves go by a hash of the id).",
-            "Label answers to more scenarios.",
-        )
+    if not rows:
+        raise DataError(f"{', '.join(files)} holds no labelled answers.", "Label some: karma redteam relabel --help")
     judges = [open_scorer(spec, base_url=scorer_url, samples=samples) for spec in scorer or DEFAULT]
     measured = [measure_judge(judge, scenarios, rows, Console()) for judge in judges]
     raters = rater_agreement(rows)
@@ -72,7 +69,7 @@ def calibrate(
             {
                 "scorer": one["scorer"],
                 "all": asdict(one["all"]),
-                "halves": {half: asdict(found) for half, found in one["halves"].items()},
+                "halves": {half: found and asdict(found) for half, found in one["halves"].items()},
                 "categories": [asdict(errors) for errors in one["categories"]],
                 "familiar": one["familiar"],
             }
@@ -90,8 +87,8 @@ def calibrate(
                 f"{one['familiar']} of {len(rows)} answers are to scenarios that it was trained on with other answers, "
                 "and are judged by that fit.\n"
             )
-        _print_half(one["halves"]["B"], "half B, not tuned on")
-        _print_half(one["halves"]["A"], "half A, tuned on, for comparison")
+        _print_half(one["halves"]["B"], "half B, to measure on")
+        _print_half(one["halves"]["A"], "half A, which word lists were tuned on")
         _print_half(one["all"], "both halves")
         _print_categories(one["categories"])
     if len(measured) > 1:
@@ -99,7 +96,7 @@ def calibrate(
 
 
 def measure_judge(judge: Any, scenarios: list[Scenario], rows: list[Labelled], progress: Any) -> dict[str, Any]:
-    """Agreement of one judge on all labels and on each half, and its errors by category on half B.
+    """Agreement of one judge on all labels and on each half (None: no label), and its errors by category on half B.
 
     `familiar` counts the answers to scenarios that it was trained on with other answers.
     """
@@ -113,7 +110,10 @@ def measure_judge(judge: Any, scenarios: list[Scenario], rows: list[Labelled], p
     return {
         "scorer": judge.name,
         "all": agree(rows, verdicts),
-        "halves": {half: agree([r for r, _ in found], [v for _, v in found]) for half, found in halves.items()},
+        "halves": {
+            half: agree([r for r, _ in found], [v for _, v in found]) if found else None
+            for half, found in halves.items()
+        },
         "categories": errors_by_category(scenarios, [r for r, _ in halves["B"]], [v for _, v in halves["B"]]),
         "familiar": sum(familiar(judge, as_cases(scenarios, rows))),
     }
@@ -152,9 +152,12 @@ def _print_table(measured: list[dict[str, Any]]) -> None:
     print(f"\n{'judge':<40} {'half B: kappa':<22} {'quadratic':<22} {'accuracy':<9} both halves: kappa")
     for one in measured:
         half, everything = one["halves"]["B"], one["all"]
+        cells = ["none", "none", "none"]
+        if half is not None:
+            kappas = (half.kappa, half.kappa_interval), (half.weighted_kappa, half.weighted_kappa_interval)
+            cells = [*(_figure(*kappa) for kappa in kappas), f"{half.accuracy:.0%}"]
         print(
-            f"{one['scorer'][:40]:<40} {_figure(half.kappa, half.kappa_interval):<22} "
-            f"{_figure(half.weighted_kappa, half.weighted_kappa_interval):<22} {half.accuracy:<9.0%} "
+            f"{one['scorer'][:40]:<40} {cells[0]:<22} {cells[1]:<22} {cells[2]:<9} "
             f"{_figure(everything.kappa, everything.kappa_interval)}"
         )
 
@@ -165,9 +168,12 @@ def _figure(value: float | None, interval: tuple[float, float] | None) -> str:
     return f"{value:.2f}" + ("" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]")
 
 
-def _print_half(found: Agreement, title: str) -> None:
+def _print_half(found: Agreement | None, title: str) -> None:
     from karma_electric.redteam.signals import OUTCOMES
 
+    if found is None:
+        print(f"{title}: no labelled answer (halves go by a hash of the scenario's id)\n")
+        return
     print(f"{title}: {found.n} answers")
     for name, value, interval, note in (
         ("accuracy", found.accuracy, found.accuracy_interval, ""),

@@ -60,20 +60,20 @@ def relabel(
             break
 
 
-def folders_of(places: list[str]) -> list[Path]:
-    """The arms meant: of a run that is named alone, all."""
+def folders_of(places: list[str], *, group: str = "redteam") -> list[Path]:
+    """The arms meant, below a run's folder `group`: of a run that is named alone, all."""
     from karma_electric.core.artifact import MANIFEST
     from karma_electric.core.errors import MissingError
     from karma_electric.redteam.arms import find_arms
     from karma_electric.redteam.runner import SUMMARY
 
     whole = Path(places[0])
-    if len(places) == 1 and (whole / "redteam").is_dir():
-        found = sorted(p.parent for p in whole.glob(f"redteam/*/{SUMMARY}") if (p.parent / MANIFEST).is_file())
+    if len(places) == 1 and (whole / group).is_dir():
+        found = sorted(p.parent for p in whole.glob(f"{group}/*/{SUMMARY}") if (p.parent / MANIFEST).is_file())
         if not found:
             raise MissingError(f"{whole} has no finished arm.", "Make some: karma redteam run RECIPE")
         return found
-    return find_arms(places)
+    return find_arms(places, group=group)
 
 
 def _go_through(arm: ArmFolder, number: int, outcomes: list[str], *, rater: str, again: bool) -> bool:

@@ -26,7 +26,10 @@ def sheet(
         list[int] | None, typer.Option("--seed", help="Only answers under this seed; may be given again. All if none.")
     ] = None,
     suite: Annotated[
-        str, typer.Option("--suite", help="The scenarios that were asked; those of the run's recipe if none.")
+        str,
+        typer.Option(
+            "--suite", help="The scenarios that were asked, harmless twins too; those of the run's recipe if none."
+        ),
     ] = "",
 ) -> None:
     """Write the answers of several arms for raters to read blind: without arm, seed or verdict, shuffled.
@@ -41,11 +44,13 @@ def sheet(
     from karma_electric.core.recipe import load_recipe
     from karma_electric.core.resources import find
     from karma_electric.redteam.arms import read_arms
+    from karma_electric.redteam.kinds import FOLDERS, kind_of
     from karma_electric.redteam.scenario import load_suite
     from karma_electric.redteam.sheets import make_sheet
 
     require_place(out, "--out")
-    folders = folders_of(run)
+    kind = kind_of(find("suites", suite)) if suite else "attack"
+    folders = folders_of(run, group=FOLDERS[kind])
     place = folders[0].parent.parent
     if not suite:
         suite = load_recipe(place / "recipe.toml").redteam.suite
@@ -82,11 +87,17 @@ def rated(
 
     Example: karma redteam rated sheet.jsonl anna.jsonl ben.jsonl --out labelled.jsonl
     """
+    from karma_electric.core.errors import InputError
     from karma_electric.redteam.scorers.over_refusal import PREFIX
     from karma_electric.redteam.sheets import combine, outcome_counts, read_ratings, read_sheet
 
     require_place(out, "--out")
     rows = read_sheet(sheet)
+    if first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes():
+        raise InputError(
+            f"{first} and {second} are the same to the byte, expected what two raters wrote without seeing each other.",
+            "Give the ratings of two raters; one rater's agreement with itself says nothing.",
+        )
     ratings = [read_ratings(path, f"{rater} {mark}") for path, mark in ((first, "a"), (second, "b"))]
     deciding = read_ratings(third, f"{rater} c") if third else {}
     found = combine(rows, ratings[0], ratings[1], deciding)

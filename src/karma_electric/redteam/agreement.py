@@ -25,7 +25,7 @@ class Agreement:
     Attributes:
         n: pairs compared.
         accuracy: share of identical pairs.
-        accuracy_interval: its percentile bootstrap interval.
+        accuracy_interval: its percentile bootstrap interval; 0 to 1 where all pairs are of one group.
         kappa: Cohen's kappa over the four outcomes; None where it is undefined (only one outcome ever used).
         kappa_interval: percentile bootstrap interval of `kappa`, None where it could not be computed.
         weighted_kappa: quadratic-weighted kappa over fail < partial < pass; None where it is undefined.
@@ -96,6 +96,8 @@ def agreement(
     table = per_group.sum(axis=0).reshape(size, size)
 
     generator = np.random.default_rng(seed)
+    if len(per_group) < 2:
+        resamples = 0  # drawn again, one group gives itself, which would look like certainty
     draws = generator.integers(0, len(per_group), size=(resamples, len(per_group)))
     tables = [per_group[draw].sum(axis=0).reshape(size, size) for draw in draws]
     tail = (1 - confidence) / 2

@@ -42,11 +42,12 @@ class ArmFolder:
         return {seed: list(result.verdicts.values()) for seed, result in self.seeds.items()}
 
 
-def find_arms(places: Sequence[str]) -> list[Path]:
+def find_arms(places: Sequence[str], *, group: str = "redteam") -> list[Path]:
     """Folders of the arms that a command line names.
 
     Args:
         places: folders of arms; or folders of runs, each followed by names of its arms.
+        group: folder of the arms below a run, by kind of suite.
 
     Raises:
         MissingError: no such folder, or no such arm in the run.
@@ -57,20 +58,21 @@ def find_arms(places: Sequence[str]) -> list[Path]:
     named = True  # whether the last run was followed by a name
     for place in places:
         folder = Path(place)
-        if run is not None and "/" not in place and (run / "redteam" / place / MANIFEST).is_file():
-            found.append(run / "redteam" / place)
+        if run is not None and "/" not in place and (run / group / place / MANIFEST).is_file():
+            found.append(run / group / place)
             named = True
-        elif (folder / "redteam").is_dir():
+        elif (folder / group).is_dir():
             if not named:
                 break
             run, named = folder, False
         elif run is not None and "/" not in place and not folder.exists():
-            raise MissingError(f"{run} has no arm {place!r}.", f"Arms there: {_arms_of(run)}.")
+            raise MissingError(f"{run} has no arm {place!r}.", f"Arms there: {_arms_of(run, group)}.")
         else:
             found.append(folder)
     if not named:
         raise InputError(
-            f"{run} is a whole run, expected an arm of it.", f"Write the arms after it. Arms there: {_arms_of(run)}."
+            f"{run} is a whole run, expected an arm of it.",
+            f"Write the arms after it. Arms there: {_arms_of(run, group)}.",
         )
     return found
 
@@ -117,6 +119,16 @@ def remarks(a: ArmFolder, b: ArmFolder) -> list[str]:
     if a.manifest.files == b.manifest.files:
         said.append(f"{a.name} and {b.name} hold the same files to the byte: one answer set under two names.")
     return said
+
+
+def judged_by(arm: ArmFolder) -> list[str]:
+    """What is the same in two arms whose outcomes are of one judge: its versions and, of raters, their labels."""
+    versions = [str(name) for name in arm.summary.get("scorers") or ()]
+    spec = scorer_of(arm.summary)
+    if not are_raters(spec):
+        return versions
+    labels = arm.manifest.inputs.get(spec)
+    return [*versions, spec if labels is None else f"on {labels[:16]}"]
 
 
 def find_judge(arms: Sequence[ArmFolder]) -> Judge | None:
@@ -205,10 +217,11 @@ def _check_alike(a: ArmFolder, b: ArmFolder) -> None:
             f"{common}).",
             "Run both on one suite file: karma redteam run RECIPE --suite FILE",
         )
-    scorers = [arm.summary.get("scorers") for arm in (a, b)]
-    if scorers[0] != scorers[1]:
+    judges = [judged_by(arm) for arm in (a, b)]
+    if judges[0] != judges[1]:
+        ours, theirs = (" ".join(judge) for judge in judges)
         raise InputError(
-            f"{a.name} was judged by {scorers[0]} and {b.name} by {scorers[1]}: that difference would be the judges'.",
+            f"{a.name} was judged by {ours} and {b.name} by {theirs}: that difference would be the judges'.",
             "Run the older one again: karma redteam run RECIPE --force",
         )
     if not a.seeds.keys() & b.seeds.keys():
@@ -228,8 +241,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _arms_of(run: Path | None) -> str:
-    found = sorted(path.parent.name for path in (run or Path()).glob(f"redteam/*/{SUMMARY}"))
+def _arms_of(run: Path | None, group: str) -> str:
+    found = sorted(path.parent.name for path in (run or Path()).glob(f"{group}/*/{SUMMARY}"))
     return ", ".join(found) or "none"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from karma_electric.core.artifact import MANIFEST
 from karma_electric.core.errors import ArtifactError
-from karma_electric.redteam.arms import ArmFolder, judge_beside, read_arm
+from karma_electric.redteam.arms import ArmFolder, judge_beside, judged_by, read_arm
 from karma_electric.redteam.comparing import PairReport, compare_pair, correct_for_many, rates_of
 from karma_electric.redteam.judge_error import Corrected, Judge, flipped
 from karma_electric.redteam.kinds import FOLDERS, Kind
@@ -174,5 +174,5 @@ def _side(kind: Kind, arm: ArmFolder, judges: Mapping[str, Judge | None], *, con
 
 def _alike(a: ArmFolder, b: ArmFolder) -> bool:
     """Whether two arms were asked one suite and judged by one judge."""
-    first, second = ((arm.manifest.inputs.get("suite"), arm.summary.get("scorers")) for arm in (a, b))
+    first, second = ((arm.manifest.inputs.get("suite"), judged_by(arm)) for arm in (a, b))
     return first == second

@@ -28,7 +28,8 @@ class Judge:
 
     Attributes:
         n: labelled answers; `n_scored` of them it could judge.
-        n_scored: what sensitivity and specificity rest on.
+        n_scored: what sensitivity and specificity rest on. Of raters, only those that the labels score as well: what a
+            program passes of what is no answer is in the rates that it gives, and labels have none of it.
         kappa, kappa_interval, accuracy: agreement over all outcomes, as `agreement` gives them.
         passes: per scenario, (judged a pass, all) of the answers labelled pass.
         others: per scenario, (judged not a pass, all) of the answers with another label.
@@ -62,7 +63,7 @@ class Judge:
         others = "none" if self.specificity is None else f"{self.specificity:.0%}"
         which, who = "it was not tuned on and could judge", "it"
         if self.between_raters:
-            which, who = "that the one who was not followed could judge", "that one"
+            which, who = "that both could judge", "the one who was not followed"
         return (
             f"Of the {self.n_scored:,} {which}, {who} passes {passes} of the passes and does not pass {others} "
             "of the others."
@@ -110,6 +111,8 @@ def judge_of(
             pairs = [(str(number), label, judged) for number, (label, judged) in enumerate(single)]
         interval = raw["kappa_interval"]
         scored = [(group, label, judged) for group, label, judged in pairs if judged != "unscored"]
+        if between_raters:  # what their labels leave unscored is in no rate that they judge
+            scored = [(group, label, judged) for group, label, judged in scored if label != "unscored"]
         return Judge(
             n=int(raw["n"]),
             n_scored=len(scored),

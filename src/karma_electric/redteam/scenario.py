@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -117,27 +118,36 @@ def _check_choice(key: str, raw: Mapping[str, Any], allowed: Iterable[str], wher
 
 
 def _check_pattern(pattern: str, where: str) -> None:
+    problem = _problem_of(pattern)
+    if problem is not None:
+        raise DataError(f"{where}: {problem[0]}", problem[1])
+
+
+@lru_cache(maxsize=8192)
+def _problem_of(pattern: str) -> tuple[str, str] | None:
+    """What is wrong with a pattern, and what to write instead; None where nothing is. A suite is read many times."""
     try:
         re.compile(pattern, SIGNAL_FLAGS)
     except (re.error, OverflowError, RecursionError) as error:
         shown = repr(pattern if len(pattern) <= 80 else pattern[:77] + "...")  # a deep nest is thousands of characters
-        raise DataError(f"{where}: {shown} does not compile ({error}), expected a regular expression.") from None
+        return f"{shown} does not compile ({error}), expected a regular expression.", ""
     try:
         if Matcher().find(pattern, "", SIGNAL_FLAGS):
-            raise DataError(f"{where}: {pattern!r} matches an empty answer, expected one that needs some text.")
+            return f"{pattern!r} matches an empty answer, expected one that needs some text.", ""
     except Unmatched as problem:
-        raise DataError(f"{where}: {problem}.", "Write it in a simpler way.") from None
+        return f"{problem}.", "Write it in a simpler way."
     if _has_nested_repeat(pattern):
-        raise DataError(
-            f"{where}: {pattern!r} repeats a repetition, which can take forever on some answers.",
+        return (
+            f"{pattern!r} repeats a repetition, which can take forever on some answers.",
             "Expected one level: write .{0,60} for a gap of some words, two of them at most.",
         )
     slow = slow_part(pattern, SIGNAL_FLAGS)
-    if slow is not None:
-        raise DataError(
-            f"{where}: {pattern!r} {slow}, which can take forever.",
-            "Write .{0,60} for a gap of some words, two of them at most.",
-        )
+    if slow is None:
+        return None
+    return (
+        f"{pattern!r} {slow}, which can take forever.",
+        "Write .{0,60} for a gap of some words, two of them at most.",
+    )
 
 
 def _has_nested_repeat(pattern: str) -> bool:
