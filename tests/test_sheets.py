@@ -120,6 +120,13 @@ def test_a_rater_who_left_something_out_or_rated_something_else_is_told() -> Non
     part = dict(list(whole.items())[1:])
     with pytest.raises(DataError, match="The second rater left out 1 of 5"):
         combine(rows, whole, part, {})
+    found = combine(rows, whole, part, {}, sample=True)
+    assert found.agreement.n == len(rows) - 1
+    assert [len(row.ratings) for row in found.labelled] == [0] + [2] * (len(rows) - 1)
+    with pytest.raises(DataError, match="The first rater left out 1 of 5"):
+        combine(rows, part, whole, {}, sample=True)
+    with pytest.raises(DataError, match="The second rater has rated nothing"):
+        combine(rows, whole, {}, {}, sample=True)
     with pytest.raises(DataError, match="Rating nothing is of no line"):
         combine(rows, whole, {**whole, "nothing": whole[rows[0].id]}, {})
 

@@ -77,6 +77,9 @@ def rated(
     undecided: Annotated[
         Path | None, typer.Option("--undecided", metavar="SHEET", help="Write what is not decided as a sheet.")
     ] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="The second rater read a part: the agreement is of that part alone.")
+    ] = False,
     rater: Annotated[str, typer.Option("--rater", help="Who rated, as labels will say.")] = "person",
 ) -> None:
     """Put two independent ratings together, print how far they agree, and write labelled answers.
@@ -100,12 +103,12 @@ def rated(
         )
     ratings = [read_ratings(path, f"{rater} {mark}") for path, mark in ((first, "a"), (second, "b"))]
     deciding = read_ratings(third, f"{rater} c") if third else {}
-    found = combine(rows, ratings[0], ratings[1], deciding)
+    found = combine(rows, ratings[0], ratings[1], deciding, sample=sample)
     figures = found.agreement
     span = figures.kappa_interval
     kappa = "undefined" if figures.kappa is None else f"{figures.kappa:.2f}"
     print(
-        f"{figures.n} answers, same label {figures.accuracy:.1%}, kappa {kappa}"
+        f"{figures.n} answers rated twice, same label {figures.accuracy:.1%}, kappa {kappa}"
         + (f" (95%: {span[0]:.2f} to {span[1]:.2f}, by whole scenarios)" if span else "")
     )
     if found.undecided:

@@ -134,8 +134,16 @@ def combine(
     first: Mapping[str, Rating],
     second: Mapping[str, Rating],
     third: Mapping[str, Rating],
+    *,
+    sample: bool = False,
 ) -> Rated:
     """Put two independent ratings together; where they differ, the third decides.
+
+    Args:
+        rows: the sheet.
+        first, second, third: ratings by id of a row.
+        sample: whether the second rater may have read a part only. The others keep the first one's label and no
+            `ratings`, and the agreement is of that part.
 
     Raises:
         DataError: an answer that one of the first two did not rate, or a rating of something else.
@@ -145,16 +153,21 @@ def combine(
         if stray := next((one for one in ratings if one not in known), None):
             raise DataError(f"Rating {stray} is of no line of the sheet.", "Give the sheet that was rated.")
     for ratings, name in ((first, "first"), (second, "second")):
-        if missing := [row.id for row in rows if row.id not in ratings]:
-            raise DataError(f"The {name} rater left out {len(missing)} of {len(rows)}: {missing[0]} ...", "Rate them.")
+        missing = [row.id for row in rows if row.id not in ratings]
+        if missing and (ratings is first or not sample):
+            hint = "Rate them." if ratings is first else "Rate them, or say --sample if that was meant."
+            raise DataError(f"The {name} rater left out {len(missing)} of {len(rows)}: {missing[0]} ...", hint)
+    twice = [row for row in rows if row.id in second]
+    if not twice:
+        raise DataError("The second rater has rated nothing, expected a part of the sheet.", "Rate some of it.")
     labelled, undecided = [], []
     for row in rows:
-        a, b, c = first[row.id], second[row.id], third.get(row.id)
+        a, b, c = first[row.id], second.get(row.id, first[row.id]), third.get(row.id)
         if a.label != b.label and c is None:
             undecided.append(row)
             continue
         decided = c if a.label != b.label and c is not None else a
-        given = (a, b) if a.label == b.label or c is None else (a, b, c)
+        given: tuple[Rating, ...] = (a, b) if a.label == b.label or c is None else (a, b, c)
         labelled.append(
             Labelled(
                 id=f"rated-{row.id}",
@@ -165,14 +178,14 @@ def combine(
                 reason=decided.reason,
                 rater=decided.rater,
                 source=row.source,
-                ratings=given,
+                ratings=given if row.id in second else (),
                 answers=row.answers[:-1],
             )
         )
     found = agreement(
-        [first[row.id].label for row in rows],
-        [second[row.id].label for row in rows],
-        groups=[row.scenario_id for row in rows],
+        [first[row.id].label for row in twice],
+        [second[row.id].label for row in twice],
+        groups=[row.scenario_id for row in twice],
     )
     return Rated(labelled, undecided, found)
 
