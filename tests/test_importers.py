@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from karma_electric.cli.main import app
 from karma_electric.core.errors import DataError, InputError, KarmaError, MissingError
 from karma_electric.redteam.importers import FORMATS, LONGEST_TURN, Imported, import_scenarios
+from karma_electric.redteam.kinds import kind_of
 from karma_electric.redteam.patterns import slow_part
 from karma_electric.redteam.records import LONGEST_FIELD
 from karma_electric.redteam.scenario import SIGNAL_FLAGS, load_suite
@@ -241,19 +242,23 @@ def test_benign_behaviours_pass_by_being_helped(tmp_path: Path) -> None:
     [scenario] = read(tmp_path, table(TABLES["jailbreakbench"]), "jailbreakbench", benign=True).scenarios
     assert "without refusing" in scenario.pass_criteria
     assert "refuses" in scenario.fail_criteria
-    assert scenario.id.startswith("jailbreakbench-benign-")
+    assert scenario.id == "benign-jailbreakbench-0001"
 
 
 def test_xstests_safe_prompts_are_twins_and_its_unsafe_ones_attacks(tmp_path: Path) -> None:
-    safe, unsafe = read(tmp_path, table(TABLES["xstest"]), "xstest").scenarios
-    assert (safe.id, safe.category, safe.technique) == ("xstest-1", "xstest/homonyms", "benign twin")
+    harmless = read(tmp_path, table(TABLES["xstest"]), "xstest", benign=True)
+    attacks = read(tmp_path, table(TABLES["xstest"]), "xstest")
+    [safe], [unsafe] = harmless.scenarios, attacks.scenarios
+    assert (safe.id, safe.category, safe.technique) == ("benign-xstest-1", "xstest/homonyms", "benign twin")
     assert "refuses" in safe.fail_criteria
+    assert unsafe.id == "xstest-2"
     assert "no usable part" in unsafe.pass_criteria
+    assert (harmless.of_other_kind, attacks.of_other_kind) == (1, 1)
 
 
 def test_xstest_without_labels_goes_by_the_type(tmp_path: Path) -> None:
     rows = [{"id_v2": row["id"], "prompt": row["prompt"], "type": row["type"]} for row in TABLES["xstest"]]
-    safe, unsafe = read(tmp_path, table(rows), "xstest").scenarios
+    [safe], [unsafe] = (read(tmp_path, table(rows), "xstest", benign=benign).scenarios for benign in (True, False))
     assert safe.technique == "benign twin"
     assert "no usable part" in unsafe.pass_criteria
 
@@ -535,7 +540,7 @@ def test_a_file_that_is_there_is_replaced_only_with_force(tmp_path: Path) -> Non
     ("words", "error", "said"),
     [
         (["--format", "bench"], InputError, "--format 'bench' is unknown"),
-        (["--format", "xstest", "--benign"], InputError, "jailbreakbench alone"),
+        (["--format", "harmbench", "--benign"], InputError, "harmbench holds no harmless requests"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, words: list[str], error: type[KarmaError], said: str) -> None:
@@ -552,8 +557,9 @@ def test_the_report_as_json(tmp_path: Path) -> None:
     source, out = tmp_path / "in.csv", tmp_path / "out.jsonl"
     source.write_text(table(TABLES["xstest"]), newline="")
     report = json.loads(karma("import", source, out, "--format", "xstest", "--json").stdout)
-    assert report["suite"]["counts"]["category"] == {"xstest/homonyms": 1, "xstest/contrast-homonyms": 1}
+    assert report["suite"]["counts"]["category"] == {"xstest/contrast-homonyms": 1}
     assert report["problems"] == []
+    assert report["of_other_kind"] == 1
 
 
 def test_a_folder_is_no_suite_and_is_said_to_be_there(tmp_path: Path) -> None:
@@ -574,6 +580,81 @@ def test_the_shipped_suites_are_listed_with_their_counts() -> None:
     text = karma("suites").stdout
     assert "capability-150.jsonl: 150 capability items\n" in text
     assert "difficulty: easy 75, medium 50, hard 25" in text
+
+
+@pytest.mark.parametrize("format_", ["xstest", "jailbreakbench"])
+def test_harmless_requests_become_a_suite_that_is_known_for_such(tmp_path: Path, format_: str) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    source.write_text(table(TABLES[format_]), newline="")
+    said = karma("import", source, out, "--format", format_, "--benign").stdout
+    assert "1 harmless twins" in said
+    assert kind_of(out) == "benign"
+    listed = karma("suites", out).stdout
+    assert "1 harmless twins" in listed
+    assert "(--benign-scorer)" in listed
+    said = karma("import", source, out, "--format", format_, "--force").stdout
+    assert "1 red-team scenarios" in said
+    assert ("1 safe prompts are a suite of the other kind: import them with --benign" in said) == (format_ == "xstest")
+    assert kind_of(out) == "attack"
+
+
+def test_a_file_of_the_other_kind_alone_says_how_to_import_it(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    source.write_text(table(TABLES["xstest"][:1]), newline="")
+    with pytest.raises(DataError, match=r"no unsafe prompt, 1 safe ones\. Import it with --benign"):
+        karma("import", source, out, "--format", "xstest")
+    assert not out.exists()
+
+
+SCENARIO = {
+    "id": "s1",
+    "category": "jailbreak",
+    "technique": "t",
+    "difficulty": "easy",
+    "turns": ["Question."],
+    "expected": "e",
+    "pass_criteria": "p",
+    "fail_criteria": "f",
+    "pass_signals": [],
+    "fail_signals": [],
+}
+TWIN = SCENARIO | {"id": "benign-s1", "turns": ["Another."]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([SCENARIO, TWIN], "line 2 is a harmless twin, .* line 1 is an attack"),
+        ([SCENARIO | {"technique": "benign twin: Slander"}], "line 1 is a harmless twin that an earlier version imp"),
+        ([{key: SCENARIO[key] for key in SCENARIO if key != "pass_criteria"}], "line 1: 'pass_criteria' is missing"),
+        ([TWIN, {key: TWIN[key] for key in TWIN if key != "turns"}], "line 2: 'turns' is missing"),
+        ([{"id": "c", "kind": "fact", "prompt": "p", "reference": "r", "wrong": "w"}], "line 1: 'difficulty' is miss"),
+        ([{"id": "drift-coding-01", "kind": "coding", "turns": ["a"]}], "line 1: 'control' is missing"),
+        ([{"id": 3}], r"line 1 has the keys id, expected those of .*red-team scenarios \(id, category"),
+        ([SCENARIO, 7], "line 2 is of type int, expected an object"),
+    ],
+    ids=["both kinds", "old import", "no criteria", "no turns", "no check", "no control", "nothing", "number"],
+)
+def test_a_suite_of_no_kind_names_its_line_and_key_wherever_it_is_read(
+    tmp_path: Path, rows: list[object], said: str
+) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text(lines(*rows))
+    for read_it in (lambda: karma("suites", own), lambda: kind_of(own)):
+        with pytest.raises(DataError, match=rf"own\.jsonl {said}") as caught:
+            read_it()
+        assert caught.value.hint
+
+
+def test_lines_that_cannot_be_asked_are_counted_and_lack_no_key(tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text(lines({"prompt": "a", "label": "x"}, {"prompt": "b", "label": "x"}))
+    assert "2 prompts" in karma("suites", own).stdout
+    with pytest.raises(DataError, match="holds prompts, expected scenarios, capability items or conversations"):
+        kind_of(own)
+    own.write_text(lines({"prompt": "a"}, {"text": "b"}))
+    with pytest.raises(DataError, match=r"own\.jsonl line 2: 'prompt' is missing"):
+        karma("suites", own)
 
 
 def test_a_suite_of_ones_own_is_checked_when_it_is_listed(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ def suites(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List suites with their counts by category, kind and difficulty. Scenarios and capability items are checked.
+    """List suites with their counts by category, kind and difficulty. Every line is checked for its keys; of
+    scenarios, capability items and conversations, all of it.
 
     Example: karma redteam suites my-suite.jsonl
     """
@@ -45,7 +46,12 @@ def import_(
         str, typer.Option("--format", help="original, harmbench, strongreject, jailbreakbench or xstest.")
     ],
     benign: Annotated[
-        bool, typer.Option("--benign", help="jailbreakbench: the file holds its benign behaviours.")
+        bool,
+        typer.Option(
+            "--benign",
+            help="A suite of harmless twins: xstest's safe prompts (the unsafe ones else), jailbreakbench's file of "
+            "benign behaviours.",
+        ),
     ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Write the others where some records cannot be used.")
@@ -56,7 +62,8 @@ def import_(
     """Turn a public red-team benchmark into a suite of scenarios. The benchmark itself is not shipped: bring its file.
 
     Records that cannot be used are named with their lines; nothing is written then, unless --skip-bad says so.
-    docs/redteam-suites.md tells what becomes of each column.
+    A suite is of attacks or of harmless twins: XSTest, which holds both, makes two. docs/redteam-suites.md tells what
+    becomes of each column.
 
     Example: karma redteam import harmbench_behaviors_text_all.csv harmbench.jsonl --format harmbench
     """
@@ -72,8 +79,8 @@ def import_(
 
     if format_ not in FORMATS:
         raise InputError(f"--format {format_!r} is unknown.", f"Give one of {', '.join(FORMATS)}.")
-    if benign and format_ != "jailbreakbench":
-        raise InputError("--benign is for --format jailbreakbench alone.", "xstest says itself which prompts are safe.")
+    if benign and format_ not in ("jailbreakbench", "xstest"):
+        raise InputError(f"--benign is given, and {format_} holds no harmless requests.", "Leave it out.")
     if out.is_dir():
         raise InputError(f"{out} is a folder, expected a file.", "Give a name ending in .jsonl.")
     if not out.parent.is_dir():
@@ -85,6 +92,8 @@ def import_(
 
     imported = import_scenarios(file, format_, benign=benign)
     problems = [str(problem) for problem in imported.problems]
+    others, other_way = imported.of_other_kind, "without --benign" if benign else "with --benign"
+    here, there = ("safe", "unsafe") if benign else ("unsafe", "safe")
     if not json_:
         for problem in problems[:_SHOWN]:
             print(problem, file=sys.stderr)
@@ -99,9 +108,12 @@ def import_(
         facts = describe(out) if writes else None
     if json_:
         suite = None if facts is None else asdict(facts)
-        print(json.dumps({"out": str(out), "suite": suite, "problems": problems}, indent=2, ensure_ascii=False))
+        report = {"out": str(out), "suite": suite, "problems": problems, "of_other_kind": others}
+        print(json.dumps(report, indent=2, ensure_ascii=False))
     if facts is None:
         n = len(problems)
+        if others and not (imported.scenarios or problems):
+            raise DataError(f"{file.name} has no {here} prompt, {others} {there} ones.", f"Import it {other_way}.")
         if not imported.scenarios:
             raise DataError(f"{file.name} has no record that can be used, {n} that cannot.", "Check --format.")
         total = n + len(imported.scenarios)
@@ -112,10 +124,15 @@ def import_(
         left_out = f", {len(problems)} records left out" if problems else ""
         print(f"{out}: {facts.lines} {facts.holds}{left_out}")
         _show_counts(facts)
+        if others:
+            print(f"{others} {there} prompts are a suite of the other kind: import them {other_way} into another file")
 
 
 def _show_counts(suite: SuiteFacts) -> None:
     for key, counts in suite.counts.items():
         print(f"  {key}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
     if suite.without_signals:
-        print(f"  {suite.without_signals} have no signals: only a judge that reads criteria can score them")
+        from karma_electric.redteam.suites import TWINS
+
+        option = "--benign-scorer" if suite.holds == TWINS else "--scorer"
+        print(f"  {suite.without_signals} have no signals: only a judge that reads criteria can score them ({option})")

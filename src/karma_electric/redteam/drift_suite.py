@@ -37,7 +37,7 @@ class DriftConversation:
     turns: tuple[str, ...]
 
 
-_KEYS = tuple(field.name for field in fields(DriftConversation))
+KEYS = tuple(field.name for field in fields(DriftConversation))
 
 
 def load_drift_suite(path: Path) -> list[DriftConversation]:
@@ -53,12 +53,12 @@ def load_drift_suite(path: Path) -> list[DriftConversation]:
 def _parse(raw: object, where: str) -> DriftConversation:
     if not isinstance(raw, dict):
         raise DataError(f"{where} is of type {type(raw).__name__}, expected an object.", "See suites/drift-24.jsonl.")
-    unknown = [key for key in raw if key not in _KEYS]
+    unknown = [key for key in raw if key not in KEYS]
     if unknown:
-        raise DataError(f"{where}: unknown key {unknown[0]!r}, expected {', '.join(_KEYS)}.", "Remove it.")
-    missing = [key for key in _KEYS if key not in raw]
+        raise DataError(f"{where}: unknown key {unknown[0]!r}, expected {', '.join(KEYS)}.", "Remove it.")
+    missing = [key for key in KEYS if key not in raw]
     if missing:
-        raise DataError(f"{where}: {missing[0]!r} is missing, expected the keys {', '.join(_KEYS)}.", "Add it.")
+        raise DataError(f"{where}: {missing[0]!r} is missing, expected the keys {', '.join(KEYS)}.", "Add it.")
     kind, control, turns = raw["kind"], raw["control"], raw["turns"]
     if kind not in KINDS:
         raise DataError(f"{where}: kind is {_short(kind)}, expected one of {', '.join(KINDS)}.", "Correct it.")

@@ -5,12 +5,14 @@
     strongreject   category, source, forbidden_prompt
     jailbreakbench Goal, Target, Behavior, Category, Source; or its published attacks, one object with a list under
                    jailbreaks: goal, behavior, category, prompt
-    xstest         id, prompt, type, label: prompts that sound dangerous and are safe, and unsafe ones beside them
+    xstest         id, prompt, type, label: prompts that sound dangerous and are safe, and unsafe ones beside them; a
+                   suite takes the ones or the others
 
 Four of the five say what is asked and not what a good answer is: their criteria are made here from the behaviour, in
 general words, and there are no signals, so that only a judge that reads criteria can score them. Their categories stay
-theirs ("harmbench/illegal"). None marks difficulty; a plain request counts as easy, one with context as medium, a
-published attack as hard. Nothing of these benchmarks is shipped: each has its own licence.
+theirs ("harmbench/illegal"). Harmless requests are a suite of their own, since helping is the pass there: their ids
+begin with `benign-`. None marks difficulty; a plain request counts as easy, one with context as medium, a published
+attack as hard. Nothing of these benchmarks is shipped: each has its own licence.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 from karma_electric.core.errors import DataError
 from karma_electric.redteam.records import Record, read_nested, read_records
 from karma_electric.redteam.scenario import CATEGORIES, DIFFICULTIES, Scenario, parse_scenario
+from karma_electric.redteam.scorers.over_refusal import IMPORTED, PREFIX
 
 LONGEST_TURN = 32_000  # characters: some eight thousand tokens, more than most models' context
 _QUOTED = 400  # characters of a behaviour that criteria repeat
@@ -35,10 +38,18 @@ _ALIASES = {"code-safety": "harmful-code", "persona-strip": "persona-stripping",
 
 @dataclass(frozen=True)
 class Imported:
-    """What a file gave: scenarios in its order, and a problem for each record that cannot be used."""
+    """What a file gave.
+
+    Attributes:
+        scenarios: in the file's order.
+        problems: one for each record that cannot be used.
+        of_other_kind: records left out because they belong in a suite of the other kind: harmless requests beside
+            attacks, or attacks beside harmless requests.
+    """
 
     scenarios: list[Scenario]
     problems: list[DataError]
+    of_other_kind: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,8 @@ def import_scenarios(path: Path, format_: str, *, benign: bool = False) -> Impor
     Args:
         path: CSV, JSON list or JSON Lines.
         format_: one of FORMATS.
-        benign: jailbreakbench alone: the file holds its benign behaviours, which have the same columns.
+        benign: make a suite of harmless twins: of jailbreakbench the file holds its benign behaviours, which have the
+            same columns; of xstest, which holds both, the safe prompts are taken, and the unsafe ones without this.
 
     Raises:
         MissingError: no such file.
@@ -74,6 +86,7 @@ def import_scenarios(path: Path, format_: str, *, benign: bool = False) -> Impor
     problems: list[DataError] = []
     ids: dict[str, int] = {}
     asked: dict[tuple[str, ...], int] = {}
+    of_other_kind = 0
     for number, (line, record) in enumerate(records, 1):
         where = f"{path.name} {unit} {line}"
         try:
@@ -82,15 +95,19 @@ def import_scenarios(path: Path, format_: str, *, benign: bool = False) -> Impor
             missing = [name for name in required if name not in record]
             if missing:
                 raise DataError(f"{where}: {missing[0]!r} is missing, expected {', '.join(required)}.")
+            raw = build(record, _Place(where, number, benign))
+            if raw is None:
+                of_other_kind += 1
+                continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of a pattern that a later Python may read otherwise
-                scenario = parse_scenario(build(record, _Place(where, number, benign)), where)
+                scenario = parse_scenario(raw, where)
             _check_new(scenario, line, where, ids, asked, unit)
         except DataError as problem:
             problems.append(problem)
         else:
             scenarios.append(scenario)
-    return Imported(scenarios, problems)
+    return Imported(scenarios, problems, of_other_kind)
 
 
 def as_line(scenario: Scenario) -> dict[str, Any]:
@@ -211,10 +228,10 @@ def _strongreject(record: Record, place: _Place) -> dict[str, Any]:
 def _jailbreakbench(record: Record, place: _Place) -> dict[str, Any]:
     goal = _text(record, "Goal", place)
     category = f"jailbreakbench/{_slug(_text(record, 'Category', place), place)}"
-    id_ = f"jailbreakbench-{'benign-' if place.benign else ''}{place.number:04}"
+    id_ = f"jailbreakbench-{place.number:04}"
     behaviour = _text(record, "Behavior", place)
     if place.benign:
-        return _benign(id_, category, f"benign twin: {behaviour}", goal)
+        return _benign(id_, category, f"{IMPORTED}: {behaviour}", goal)
     return _harmful(id_, category, f"direct request: {behaviour}", goal, goal)
 
 
@@ -238,7 +255,8 @@ def _jailbreakbench_attack(record: Record, place: _Place) -> dict[str, Any]:
     )
 
 
-def _xstest(record: Record, place: _Place) -> dict[str, Any]:
+def _xstest(record: Record, place: _Place) -> dict[str, Any] | None:
+    """A prompt of the kind that is asked for; None of the other: what passes the one fails the other."""
     prompt = _text(record, "prompt", place)
     kind = _text(record, "type", place)
     id_ = next((str(record[key]).strip() for key in ("id", "id_v2") if str(record.get(key) or "").strip()), "")
@@ -248,8 +266,10 @@ def _xstest(record: Record, place: _Place) -> dict[str, Any]:
     if label not in ("safe", "unsafe"):
         raise DataError(f"{place.where}: label is {label[:40]!r}, expected safe or unsafe.")
     name, category = f"xstest-{_slug(id_, place)}", f"xstest/{_slug(kind, place)}"
-    if label == "safe":
-        return _benign(name, category, "benign twin", prompt)
+    if (label == "safe") is not place.benign:
+        return None
+    if place.benign:
+        return _benign(name, category, IMPORTED, prompt)
     return _harmful(name, category, "direct request beside a benign twin", prompt, prompt)
 
 
@@ -272,9 +292,9 @@ def _harmful(
 
 
 def _benign(id_: str, category: str, technique: str, prompt: str) -> dict[str, Any]:
-    """A request that a good answer fulfils: here a refusal is the fail."""
+    """A request that a good answer fulfils: here a refusal is the fail. By its id the suite is known for such."""
     return {
-        "id": id_,
+        "id": f"{PREFIX}{id_}",
         "category": category,
         "technique": _short(technique),
         "difficulty": "easy",
@@ -325,7 +345,7 @@ def _short(text: str) -> str:
     return line if len(line) <= _QUOTED else line[: _QUOTED - 3] + "..."
 
 
-FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Record, _Place], dict[str, Any]]]] = {
+FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Record, _Place], dict[str, Any] | None]]] = {
     "original": (
         (
             "id",

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from karma_electric.core.artifact import damage, is_whole, read_manifest
 from karma_electric.core.errors import DataError, InputError
-from karma_electric.core.jsonl import read_jsonl
 from karma_electric.core.progress import Progress
 from karma_electric.redteam.runner import COMPLETIONS
 from karma_electric.redteam.scenario import Scenario, load_suite
-from karma_electric.redteam.scorers.over_refusal import PREFIX
+from karma_electric.redteam.scorers.over_refusal import IMPORTED, PREFIX
 from karma_electric.redteam.scorers.protocol import Case, Scorer
 from karma_electric.redteam.signals import Verdict
+from karma_electric.redteam.suite_lines import ASKED, CONVERSATIONS, ITEMS, read_lines
 
 Kind = Literal["attack", "benign", "capability", "drift"]
 FOLDERS: dict[Kind, str] = {"attack": "redteam", "benign": "benign", "capability": "capability", "drift": "drift"}
@@ -46,25 +46,57 @@ class NoScorer:
 
 
 def kind_of(path: Path) -> Kind:
-    """The kind of a suite's file, by its first line; scenarios whose ids all begin with `benign-` are harmless twins.
+    """The kind of a suite's file, by its lines; scenarios whose ids all begin with `benign-` are harmless twins.
 
     Raises:
         MissingError: no such file.
-        DataError: lines of no kind that can be asked.
+        DataError: lines of no kind that can be asked, one that lacks a key, or attacks and harmless twins in one file.
     """
-    rows = [row for _, row in read_jsonl(path)]
-    keys = rows[0].keys() if rows and isinstance(rows[0], dict) else set()
-    if {"check", "prompt"} <= keys:
+    form, rows = read_lines(path)
+    if form not in ASKED:
+        raise DataError(
+            f"{path.name} holds {form.holds}, expected scenarios, capability items or conversations to be asked.",
+            "See: karma redteam suites",
+        )
+    if form is ITEMS:
         return "capability"
-    if {"kind", "control", "turns"} <= keys:
+    if form is CONVERSATIONS:
         return "drift"
-    if {"pass_criteria", "turns"} <= keys:
-        ids = [str(row.get("id", "")) for row in rows if isinstance(row, dict)]
-        return "benign" if all(id_.startswith(PREFIX) for id_ in ids) else "attack"
-    raise DataError(
-        f"{path.name} holds neither scenarios, capability items nor conversations: it cannot be asked.",
-        "See: karma redteam suites",
-    )
+    named = {number: str(row["id"]).startswith(PREFIX) for number, row in rows}
+    if all(named.values()):
+        return "benign"
+    other = next(number for number, twin in named.items() if not twin)
+    if any(named.values()):
+        twin = next(number for number, twin in named.items() if twin)
+        raise DataError(
+            f"{path.name} line {twin} is a harmless twin, where helping passes (its id begins with {PREFIX}), and line "
+            f"{other} is an attack, where helping fails; expected one kind.",
+            "Make two files of it.",
+        )
+    old = next((number for number, row in rows if str(row["technique"]).startswith(IMPORTED)), None)
+    if old is not None:
+        raise DataError(
+            f"{path.name} line {old} is a harmless twin that an earlier version imported: its id does not begin with "
+            f"{PREFIX}, and it would be judged as an attack.",
+            "Import it again: karma redteam import FILE OUT.jsonl --format xstest (or jailbreakbench) --benign",
+        )
+    return "attack"
+
+
+def require_attacks(path: Path) -> None:
+    """Refuse a suite that is not of attacks, where answers would be judged as if it were.
+
+    Raises:
+        MissingError: no such file.
+        DataError: see `kind_of`.
+        InputError: harmless twins, capability items or conversations.
+    """
+    kind = kind_of(path)
+    if kind != "attack":
+        what = "harmless twins, where helping is the pass" if kind == "benign" else f"a suite of kind {kind}"
+        raise InputError(
+            f"{path.name} holds {what}; expected attacks.", f"Ask it: karma redteam run RECIPE --suite {path}"
+        )
 
 
 def read_asked(path: Path) -> list[Scenario]:

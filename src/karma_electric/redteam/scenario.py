@@ -64,7 +64,7 @@ class Scenario:
 
 
 _LISTS = ("turns", "pass_signals", "fail_signals")
-_KEYS = tuple(field.name for field in fields(Scenario))
+KEYS = tuple(field.name for field in fields(Scenario))
 
 
 def load_suite(path: Path) -> list[Scenario]:
@@ -86,11 +86,11 @@ def parse_scenario(raw: object, where: str) -> Scenario:
     if not isinstance(raw, dict):
         raise DataError(f"{where} is of type {type(raw).__name__}, expected an object.")
     for key in raw:
-        if key not in _KEYS:
-            raise DataError(f"{where}: unknown key {key!r}, expected {', '.join(_KEYS)}.")
-    for key in _KEYS:
+        if key not in KEYS:
+            raise DataError(f"{where}: unknown key {key!r}, expected {', '.join(KEYS)}.")
+    for key in KEYS:
         if key not in raw:
-            raise DataError(f"{where}: {key!r} is missing, expected the keys {', '.join(_KEYS)}.")
+            raise DataError(f"{where}: {key!r} is missing, expected the keys {', '.join(KEYS)}.")
         _check_type(key, raw[key], where)
     if not _IMPORTED_CATEGORY.fullmatch(raw["category"]):
         _check_choice("category", raw, CATEGORIES, where)
@@ -100,7 +100,7 @@ def parse_scenario(raw: object, where: str) -> Scenario:
     for key in ("pass_signals", "fail_signals"):
         for pattern in raw[key]:
             _check_pattern(pattern, f"{where}: {key}")
-    values: dict[str, Any] = {key: tuple(raw[key]) if key in _LISTS else raw[key] for key in _KEYS}
+    values: dict[str, Any] = {key: tuple(raw[key]) if key in _LISTS else raw[key] for key in KEYS}
     return Scenario(**values)
 
 

@@ -21,6 +21,7 @@ from karma_electric.redteam.stats import Rate, rate
 
 OVER_REFUSAL = "over-refusal"
 PREFIX = "benign-"  # of every id in a suite of this kind
+IMPORTED = "benign twin"  # what the technique of an imported one begins with
 
 
 class OverRefusalScorer:
