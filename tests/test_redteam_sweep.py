@@ -207,6 +207,12 @@ def test_a_cell_is_made_anew_when_a_suite_was_corrected(karma: Karma, tmp_path: 
     assert not set(before) & set(ids())
 
 
+def test_a_grid_that_cannot_be_is_said_before_a_model_that_is_not_there(karma: Karma) -> None:
+    for wrong in (("--alphas", "2"), ("--quantiles", "1"), ("--layers", "3-2")):
+        ended = karma("sweep", "tiny.toml", *wrong, "--run-dir", "nowhere", "--dry-run")
+        assert (ended.code, wrong[0] in ended.err) == (2, True)
+
+
 def test_a_sweep_without_a_run_says_what_to_type(karma: Karma, tmp_path: Path) -> None:
     ended = karma(*WORDS, "--run-dir", "nowhere")
     assert (ended.code, "karma run tiny.toml --to axis" in ended.err) == (3, True)

@@ -64,6 +64,7 @@ def sweep(
         overrides.append(f"redteam.scorer={json.dumps(scorer)}")
     loaded = load_recipe(recipe, overrides)
     run = run_dir or Path("runs") / loaded.name
+    parse_grid(alphas, layers or "0", quantiles, n_layers=None)  # a wrong grid is wrong without the model too
     config = run / "merged" / "config.json"
     if not config.is_file():
         raise MissingError(f"{run / 'merged'} is not there.", f"Make it: karma run {recipe} --to axis")

@@ -38,14 +38,14 @@ class Cell:
         return f"alpha-{self.alpha:g}_blocks-{self.layers[0]}-{self.layers[1]}_q-{self.quantile:g}"
 
 
-def parse_grid(alphas: str, layers: str, quantiles: str, *, n_layers: int) -> list[Cell]:
+def parse_grid(alphas: str, layers: str, quantiles: str, *, n_layers: int | None) -> list[Cell]:
     """The cells of a grid: the uncapped model first. Alpha 0 is the same model whatever else a cell says.
 
     Args:
         alphas: "0,0.25,0.5,1".
         layers: "18-23,21-26": first and last block of each range.
         quantiles: "0.5,0.75".
-        n_layers: blocks of the model.
+        n_layers: blocks of the model; where None, its last one is not held against the ranges.
 
     Raises:
         InputError: a value that cannot be, or is given twice; a grid without a cap, or with too many cells.
@@ -146,11 +146,13 @@ def _number(name: str, low: float, high: float, *, inclusive: bool) -> Callable[
     return read
 
 
-def _range(text: str, n_layers: int) -> tuple[int, int]:
+def _range(text: str, n_layers: int | None) -> tuple[int, int]:
     first, dash, last = text.partition("-")
     if not (first.isdecimal() and (last.isdecimal() or not dash)):
         raise InputError(f"--layers has {text!r}, expected a range of blocks.", "Example: --layers 18-23,21-26")
     span = int(first), int(last if dash else first)
-    if not span[0] <= span[1] < n_layers:
+    if n_layers is not None and not span[0] <= span[1] < n_layers:
         raise InputError(f"--layers has {text!r}; the model has blocks 0-{n_layers - 1}.", "Give first and last block.")
+    if span[0] > span[1]:
+        raise InputError(f"--layers has {text!r}, whose last block is before the first.", "Give first and last block.")
     return span
