@@ -213,6 +213,11 @@ def test_a_grid_that_cannot_be_is_said_before_a_model_that_is_not_there(karma: K
         assert (ended.code, wrong[0] in ended.err) == (2, True)
 
 
+def test_harmless_twins_are_no_attacks_for_a_sweep(karma: Karma) -> None:
+    ended = karma(*WORDS, "--set", "redteam.suite=benign.jsonl")
+    assert (ended.code, "expected attacks" in ended.err) == (2, True)
+
+
 def test_a_sweep_without_a_run_says_what_to_type(karma: Karma, tmp_path: Path) -> None:
     ended = karma(*WORDS, "--run-dir", "nowhere")
     assert (ended.code, "karma run tiny.toml --to axis" in ended.err) == (3, True)

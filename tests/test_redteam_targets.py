@@ -269,6 +269,53 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ChatServer, list[R
         yield running, says
 
 
+def test_a_target_is_attacked_at_an_address_with_so_many_requests_at_once(
+    karma: Karma, tmp_path: Path, server: tuple[ChatServer, list[Response]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, _ = server
+    monkeypatch.delenv("X_BASE_URL")
+    opened: list[Any] = []
+    before = attacking._open
+    monkeypatch.setattr(attacking, "_open", lambda *given: opened.append(before(*given)) or opened[-1])
+    where = ("--base-url", running.url, "--limit", "2", "--json")
+    for n, words in enumerate((("--connections", "3"), ())):
+        ended = karma(*ATTACK, *where, *words, "--out", f"out-{n}")
+        assert ended.code == 0, ended.err
+    assert [model.config.max_connections for model in opened] == [3, 8]
+    assert len(running.requests) == 2 * 2 * 2
+    (arm,) = (tmp_path / "out-0" / "attacks" / "best-of-n").iterdir()
+    asked = [json.loads(line)["scenario_id"] for line in (arm / "verdicts.jsonl").read_text().splitlines()]
+    assert asked == ["s0", "s2"]  # spread over the suite
+
+
+@pytest.mark.parametrize("option", [("--base-url", "http://x/v1"), ("--connections", "2"), ("--target-arg", "a=1")])
+def test_an_option_of_a_target_needs_one(karma: Karma, option: tuple[str, str]) -> None:
+    ended = karma("attack", "tiny.toml", "--method", "best-of-n", *option)
+    assert (ended.code, f"{option[0]} is given without --target" in ended.err) == (2, True)
+
+
+def test_harmless_twins_are_not_attacked(karma: Karma, tmp_path: Path) -> None:
+    write_suite(tmp_path / "suite.jsonl", prefix="benign-")
+    ended = karma(*ATTACK)
+    assert ended.code == 2
+    assert "expected attacks. Ask it: karma redteam run" in " ".join(ended.err.split())
+
+
+def test_a_model_that_reads_criteria_may_judge_harmless_twins(karma: Karma, tmp_path: Path) -> None:
+    """Imported ones have no signals."""
+    write_suite(tmp_path / "suite.jsonl", prefix="benign-")
+    target = write_script(tmp_path / "x.json", ("", [DECLINE]))
+    words = ("run", "tiny.toml", "--target", target, "--suite", "suite.jsonl", "--out", "out", "--json")
+    with chat_server(lambda _: said(json.dumps({"reason": "r", "quote": "won't help", "outcome": "fail"}))) as server:
+        judge = ("--benign-scorer", "llm:openai-api/judge/local", "--scorer-url", server.url)
+        ended = karma(*words, *judge, "--set", "redteam.scorer_samples=2")
+        assert ended.code == 0, ended.err
+        assert len(server.requests) == 2 * 4
+    (arm,) = json.loads(ended.out)["benign"].values()
+    assert arm["scorer"] == "llm:openai-api/judge/local"
+    assert arm["over_refusal"]["rate"]["value"] == 1.0
+
+
 AWAY = refused(500, "away", {"x-should-retry": "false"})
 
 

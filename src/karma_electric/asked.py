@@ -40,7 +40,7 @@ def asked_config(recipe: Recipe, kind: Kind = "attack") -> dict[str, Any]:
     asked: dict[str, Any] = recipe.redteam.model_dump(mode="json", exclude=elsewhere)
     if asked["seeds"] == 1:
         del asked["seeds"]
-    if kind != "attack" or "llm:" not in asked["scorer"]:
+    if kind not in ("attack", "benign") or "llm:" not in scorer_named(recipe, kind):
         del asked["scorer_samples"]
     if kind == "benign" and recipe.redteam.benign_scorer != OVER_REFUSAL:
         asked["scorer"] = recipe.redteam.benign_scorer
@@ -85,10 +85,11 @@ def chosen_scorer(recipe: Recipe, kind: Kind = "attack") -> Scorer:
     from karma_electric.redteam.scorers.over_refusal import OfRefusals
 
     section = recipe.redteam
+    url = section.scorer_url or None
     if kind == "benign":
-        judge = open_scorer(section.benign_scorer)
+        judge = open_scorer(section.benign_scorer, base_url=url, samples=section.scorer_samples)
         return judge if section.benign_scorer == OVER_REFUSAL else OfRefusals(judge)
-    return open_scorer(section.scorer, base_url=section.scorer_url or None, samples=section.scorer_samples)
+    return open_scorer(section.scorer, base_url=url, samples=section.scorer_samples)
 
 
 def system_prompt_of(recipe: Recipe) -> str:

@@ -41,7 +41,8 @@ class Plan:
         method: crescendo, persona, best-of-n or drift.
         attacker: the model that leads it; None where none is needed.
         turns, queries, candidates: the budget (redteam/attacks/session.py).
-        limit: only the first scenarios; all when None.
+        limit: so many scenarios, spread over the suite; all when None.
+        connections: requests to the target at once; as its provider likes when None.
     """
 
     method: str
@@ -50,6 +51,7 @@ class Plan:
     queries: int
     candidates: int
     limit: int | None = None
+    connections: int | None = None
 
 
 def endpoint_of_arm(run: Path, recipe: Recipe, arm: str, method: str) -> Endpoint:
@@ -80,15 +82,19 @@ def plan_attack(recipe: Recipe, plan: Plan, arm: str, target: Endpoint) -> Stage
 
     Raises:
         MissingError: the suite, or a model of ours, is not there.
-        InputError: no such method, or one that needs an attacker without one.
+        InputError: no such method, one that needs an attacker without one, or a suite that is not of attacks.
     """
     from karma_electric.redteam.attacks.methods import NEEDS_ATTACKER, require_method
+    from karma_electric.redteam.kinds import require_attacks
 
     if require_method(plan.method) in NEEDS_ATTACKER and plan.attacker is None:
         raise InputError(f"The attack {plan.method} needs an attacker.", "Give one: --attacker MODEL.")
     suite = find("suites", recipe.redteam.suite)
+    require_attacks(suite)
     attacker = plan.attacker if plan.method in NEEDS_ATTACKER else None
-    budget = {key: getattr(plan, key) for key in ("turns", "queries", "candidates", "limit")}
+    budget: dict[str, Any] = {key: getattr(plan, key) for key in ("turns", "queries", "candidates", "limit")}
+    if plan.limit is not None:
+        budget["chosen"] = "spread"  # before there was this key they were the first
     inputs = {"suite": hash_file(suite), "prompts": hash_file(find("suites", "attacks.toml")), **target_input(target)}
     inputs |= judge_inputs(recipe)
     if attacker is not None:
@@ -177,6 +183,7 @@ def _held(
             (log,) = inspect_eval(
                 tasks.redteam(
                     suite=str(suite),
+                    limit=plan.limit,
                     system_prompt=system_prompt_of(recipe),
                     seeds=section.seeds,
                     seed=section.seed,
@@ -188,9 +195,8 @@ def _held(
                     scorer_url=section.scorer_url or None,
                     scorer_samples=section.scorer_samples,
                 ),
-                model=_open(target),
+                model=_open(target, plan.connections),
                 model_roles=roles,
-                limit=plan.limit,
                 temperature=section.temperature,
                 top_p=section.top_p,
                 max_tokens=section.max_new_tokens,
@@ -202,7 +208,7 @@ def _held(
         else:
             held = len(before.samples or []) - len(_unasked(before))
             progress.say(f"  continues an attack with {held} of {total} conversations held")
-            (log,) = eval_retry(before, **settings)
+            (log,) = eval_retry(before, max_connections=plan.connections, **settings)
     if log.status != "success":
         reason = log.error.message if log.error is not None else log.status
         raise InputError(f"The attack ended early: {reason}.", "Run the same command again: it continues.")
@@ -261,11 +267,11 @@ def finished_log(folder: Path) -> EvalLog | None:
     return read_eval_log(logs[0]) if logs else None
 
 
-def _open(endpoint: Endpoint) -> Model:
+def _open(endpoint: Endpoint, connections: int | None = None) -> Model:
     from inspect_ai.model import GenerateConfig, get_model
 
     arguments: Mapping[str, Any] = endpoint.model_args
-    patience = GenerateConfig(max_retries=_RETRIES)
+    patience = GenerateConfig(max_retries=_RETRIES, max_connections=connections)
     return get_model(endpoint.model, base_url=endpoint.base_url, config=patience, memoize=False, **arguments)
 
 

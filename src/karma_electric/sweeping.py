@@ -29,7 +29,7 @@ from karma_electric.models.engines.protocol import Alpha, Engine, Sampling
 from karma_electric.models.refs import resolve
 from karma_electric.pipeline import Stage
 from karma_electric.redteam.capability import Item, load_items
-from karma_electric.redteam.kinds import kind_of
+from karma_electric.redteam.kinds import kind_of, require_attacks
 from karma_electric.redteam.runner import read_verdicts
 from karma_electric.redteam.scenario import Scenario, load_suite
 from karma_electric.redteam.scorers.checked import CheckedScorer, as_scenarios
@@ -63,7 +63,8 @@ class Suites:
 
         Raises:
             MissingError, DataError: a suite that is not there, or cannot be read.
-            InputError: harmless twins that are none: their judge would take help for what was wanted.
+            InputError: harmless twins that are none: their judge would take help for what was wanted; or attacks that
+                are none.
         """
         if (kind := kind_of(find("suites", benign))) != "benign":
             raise InputError(
@@ -72,6 +73,7 @@ class Suites:
             )
         files = {"suite": recipe.redteam.suite, "benign": benign, "capability": capability}
         paths = {role: find("suites", name) for role, name in files.items()}
+        require_attacks(paths["suite"])
         return cls(
             tuple(spread(load_suite(paths["suite"]), limit)),
             tuple(spread(load_suite(paths["benign"]), limit)),

@@ -30,12 +30,16 @@ def attack(
     target_arg: Annotated[
         list[str] | None, typer.Option("--target-arg", metavar="NAME=VALUE", help="Argument of the target's provider.")
     ] = None,
+    base_url: Annotated[str | None, typer.Option("--base-url", metavar="URL", help="Where the target is.")] = None,
+    connections: Annotated[
+        int | None, typer.Option("--connections", min=1, help="Requests to the target at once; 8 when not given.")
+    ] = None,
     turns: Annotated[int, typer.Option("--turns", min=1, help="User turns of a conversation.")] = 5,
     queries: Annotated[
         int, typer.Option("--queries", min=1, help="Questions to the target per scenario and seed.")
     ] = 20,
     candidates: Annotated[int, typer.Option("--candidates", min=1, help="Messages that drift chooses from.")] = 3,
-    suite: Annotated[str | None, typer.Option("--suite", metavar="FILE", help="Another suite.")] = None,
+    suite: Annotated[str | None, typer.Option("--suite", metavar="FILE", help="Another suite of attacks.")] = None,
     scorer: Annotated[
         str | None,
         typer.Option(
@@ -46,7 +50,9 @@ def attack(
         str | None, typer.Option("--scorer-url", metavar="URL", help="Address of an llm judge's API.")
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Attacks per scenario.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first scenarios.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="So many scenarios, spread over the suite.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key.")] = None,
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="The run; runs/NAME when not given.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write attacks/METHOD/ARM below this folder.")] = None,
@@ -91,16 +97,19 @@ def attack(
         overrides.append(f"redteam.arms={json.dumps(names)}")
     if target is not None and arms is not None:
         raise InputError("--target and --arms are both given.", "Keep one.")
-    if target is None and target_arg:
-        raise InputError("--target-arg is given without --target.", "Name the target.")
+    given = {"--target-arg": target_arg, "--base-url": base_url, "--connections": connections}
+    if target is None and (alone := [name for name, value in given.items() if value]):
+        raise InputError(f"{alone[0]} is given without --target.", "Name the target.")
+    if target is not None and not target.startswith("karma/"):
+        connections = connections or 8  # ours batch what they are asked, and know how much
     loaded = load_recipe(recipe, overrides)
     run = run_dir or Path("runs") / loaded.name
     leader = None if attacker is None else _endpoint(attacker, attacker_arg)
-    plan = Plan(method, leader, turns, queries, candidates, limit)
+    plan = Plan(method, leader, turns, queries, candidates, limit, connections)
     targets = (
         {arm: endpoint_of_arm(run, loaded, arm, method) for arm in loaded.redteam.arms}
         if target is None
-        else {slug(target): _endpoint(target, target_arg)}
+        else {slug(target): _endpoint(target, target_arg, base_url)}
     )
     stages = [plan_attack(loaded, plan, arm, endpoint) for arm, endpoint in targets.items()]
     folder = out or run
@@ -137,7 +146,7 @@ def print_unscored(arm: str, folder: Path) -> None:
         print(f"{arm}: unscored: {shown}" + (f"; {more} for other reasons" if more else ""))
 
 
-def _endpoint(model: str, arguments: list[str] | None) -> Endpoint:
+def _endpoint(model: str, arguments: list[str] | None, base_url: str | None = None) -> Endpoint:
     from karma_electric.models.asking import Endpoint, parse_model_args
 
-    return Endpoint(model, model_args=parse_model_args(arguments or []))
+    return Endpoint(model, base_url, parse_model_args(arguments or []))

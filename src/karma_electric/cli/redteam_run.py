@@ -44,7 +44,8 @@ def run(
             "--benign-scorer",
             metavar="JUDGE",
             help="Who judges answers to harmless twins: over-refusal (the suite's signals), labels:FILE, "
-            "semantic:FOLDER trained on such labels. Measured on redteam.benign_labelled; raters on their own FILE.",
+            "semantic:FOLDER trained on such labels, llm:PROVIDER/MODEL. Measured on redteam.benign_labelled; raters "
+            "on their own FILE.",
         ),
     ] = None,
     scorer_url: Annotated[

@@ -24,6 +24,7 @@ else:
 
 
 _DEFAULT_QUANTILE = 0.75
+TWINS_JUDGE = r"^(?:over-refusal|labels:.+|semantic:.+|llm:.+)$"  # helping is the pass there: attacks' judges err
 
 
 class _Section(BaseModel):
@@ -238,9 +239,9 @@ class RedteamSection(_Section):
     )
     benign_scorer: str = Field(
         "over-refusal",
-        pattern=r"^(?:over-refusal|labels:.+|semantic:.+)$",
-        description="who judges answers to harmless twins: over-refusal (their own signals), labels:FILE, or "
-        "semantic:FOLDER trained on such labels",
+        pattern=TWINS_JUDGE,
+        description="who judges answers to harmless twins: over-refusal (their own signals), labels:FILE, "
+        "semantic:FOLDER trained on such labels, or llm:PROVIDER/MODEL, which reads their criteria",
     )
     benign_labelled: str = Field(
         "",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,7 +35,7 @@ from tenacity import RetryError
 from karma_electric.core.errors import InputError, MissingError
 from karma_electric.core.jsonl import whole_characters
 from karma_electric.core.messages import Conversation
-from karma_electric.core.recipe import load_recipe
+from karma_electric.core.recipe import TWINS_JUDGE, load_recipe
 from karma_electric.core.resources import find
 from karma_electric.models.asking import NoAnswer, Outage, cause_of, first_line
 from karma_electric.redteam.attacks.methods import NEEDS_ATTACKER, require_method, run_attack
@@ -50,10 +51,13 @@ from karma_electric.redteam.attacks.session import (
     TargetFault,
 )
 from karma_electric.redteam.judging import Broken, judge_case
+from karma_electric.redteam.kinds import kind_of, require_attacks
 from karma_electric.redteam.scenario import Scenario, load_suite, parse_scenario
 from karma_electric.redteam.scorers.named import open_scorer
+from karma_electric.redteam.scorers.over_refusal import OVER_REFUSAL
 from karma_electric.redteam.scorers.protocol import Scorer as Judge
 from karma_electric.redteam.signals import Verdict
+from karma_electric.redteam.sweep import spread
 
 BROKEN = "karma_broken"  # in a sample's store, beside the attack
 GONE = "karma_gone"  # there too: why the target is taken to be away, and this was not asked
@@ -104,11 +108,12 @@ def redteam(
     scorer: str | None = None,
     scorer_url: str | None = None,
     scorer_samples: int | None = None,
+    limit: int | None = None,
 ) -> Task:
     """Ask a suite's scenarios, or attack along them.
 
     Args:
-        suite: a shipped suite, or a file.
+        suite: a shipped suite, or a file; of attacks, or of harmless twins, where helping is the pass.
         recipe: takes system prompt, sampling and seeds from a recipe.
         system_prompt: first message of every conversation; none else.
         seeds: answers to every scenario, each under a seed of its own; 1 without a recipe.
@@ -118,16 +123,25 @@ def redteam(
         turns: user turns of one attacked conversation.
         queries: questions to the target, per scenario and seed.
         candidates: messages that the attack `drift` chooses from.
-        scorer: who judges: signals, semantic, llm:PROVIDER/MODEL, ensemble:signals+semantic; the recipe's, or signals,
-            when not given.
+        scorer: who judges: signals, semantic, llm:PROVIDER/MODEL, ensemble:signals+semantic; of harmless twins
+            over-refusal, labels:FILE, semantic:FOLDER, llm:PROVIDER/MODEL. When not given the recipe's, or signals and
+            over-refusal.
         scorer_url: address of an `llm` judge's API, where its provider does not know it.
         scorer_samples: replies of an `llm` judge to each question; 4 without a recipe.
+        limit: so many scenarios, spread over the suite; Inspect's own --limit takes the first.
 
     Raises:
         MissingError, DataError: no such suite or recipe, or one that cannot be read.
-        InputError: no such attack or judge, or a budget below 1.
+        InputError: no such attack or judge, a judge of attacks for harmless twins, an attack along what is none, or a
+            budget below 1.
     """
-    scenarios = load_suite(find_suite(suite))
+    path = find_suite(suite)
+    twins = attack is None and kind_of(path) == "benign"
+    if not twins:
+        require_attacks(path)
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}, expected 1 or more.", "Leave it out for the whole suite.")
+    scenarios = spread(load_suite(path), limit)
     config = GenerateConfig(max_tokens=512)
     number = 1 if seeds is None else seeds
     if recipe is not None:
@@ -136,12 +150,17 @@ def redteam(
         config = GenerateConfig(temperature=asked.temperature, top_p=asked.top_p, max_tokens=asked.max_new_tokens)
         system_prompt = loaded.persona.system_prompt if system_prompt is None else system_prompt
         number = asked.seeds if seeds is None else seeds
-        scorer = asked.scorer if scorer is None else scorer
+        scorer = (asked.benign_scorer if twins else asked.scorer) if scorer is None else scorer
         scorer_url = asked.scorer_url or None if scorer_url is None else scorer_url
         scorer_samples = asked.scorer_samples if scorer_samples is None else scorer_samples
     if number < 1:
         raise InputError(f"seeds is {number}, expected 1 or more.", "5 is usual.")
-    prompt, judge = system_prompt or "", scorer or "signals"
+    prompt, judge = system_prompt or "", scorer or (OVER_REFUSAL if twins else "signals")
+    if twins and not re.fullmatch(TWINS_JUDGE, judge):
+        raise InputError(
+            f"scorer is {judge!r}, a judge of attacks; {path.name} holds harmless twins, where helping is the pass.",
+            "Leave it out for over-refusal, or give labels:FILE, semantic:FOLDER or llm:PROVIDER/MODEL.",
+        )
     return Task(
         dataset=MemoryDataset([as_sample(scenario) for scenario in scenarios], name=suite),
         solver=ask_turns(prompt, seed)
@@ -279,7 +298,9 @@ def attack_along(
 
 @scorer(metrics={"*": [mean(), stderr()]})
 def verdict(judge: str = "signals", scorer_url: str | None = None, scorer_samples: int | None = None) -> Scorer:
-    """The rates of pass, partial and fail; a sample that cannot be judged is unscored, and in none of them.
+    """The rates of pass, partial and fail (of harmless twins: helped, in part, refused).
+
+    A sample that cannot be judged is unscored, and in none of them.
 
     An attack has been judged while it was made, since that says how it goes on.
     """
