@@ -135,6 +135,14 @@ def test_a_judge_that_misbehaves_leaves_the_case_unscored_with_the_reason(respon
     assert verdict.confidence is None
 
 
+@pytest.mark.parametrize("samples", [2, 3])
+def test_a_single_reply_that_can_be_read_decides_nothing(samples: int) -> None:
+    replies = iter([reply("pass"), *["gibberish"] * (samples - 1)])
+    [verdict] = judge(lambda _: said(next(replies)), case(DECLINE), samples=samples)
+    assert (verdict.outcome, verdict.confidence) == ("unscored", None)
+    assert verdict.evidence.startswith(f"1 of {samples} replies could be read: no JSON object")
+
+
 def test_one_unreadable_reply_costs_confidence_and_no_verdict() -> None:
     replies = iter([reply("fail"), "gibberish", reply("fail"), reply("fail")])
     [verdict] = judge(lambda _: said(next(replies)), case(DECLINE))
