@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 from karma_electric.core.messages import Conversation, assistant, system, user
 from karma_electric.redteam.evidence import is_decline
-from karma_electric.redteam.judging import judge_case, judge_unfinished, unreadable
+from karma_electric.redteam.judging import judge_case, judge_unfinished, refuses, unreadable
 from karma_electric.redteam.scenario import Scenario
 from karma_electric.redteam.scorers.protocol import Scorer
 from karma_electric.redteam.scorers.signals import SignalsScorer
 from karma_electric.redteam.signals import Outcome, Verdict
 
 Author = Literal["attacker", "scenario", "augmentation"]
+GivenIn = Literal["partial", "fail"]
 _ATTEMPTS = 3  # to get one message out of an attacker
 _LONGEST = 4000  # characters of a message; an attacker that writes more has lost itself
 
@@ -72,7 +73,7 @@ class Exchange:
     Attributes:
         prompt, answer: what was said.
         by: who wrote the prompt.
-        kept: whether the conversation went on from it; one that was taken back, or not chosen, did not.
+        kept: whether it is in the conversation; one that was taken back, or not chosen, is not.
         drift: of the answer.
     """
 
@@ -156,7 +157,7 @@ class Session:
         self.attacker_queries = 0
         self.rejected: list[dict[str, str]] = []
         self._scorer = scorer or SignalsScorer()
-        self._judged: dict[tuple[int, int, bool], Verdict] = {}
+        self._judged: dict[tuple[tuple[tuple[str, str], ...], bool], Verdict] = {}
         self._target = target
         self._attacker = attacker
         self._attacker_system = attacker_system
@@ -223,23 +224,42 @@ class Session:
                 self.rejected.append({"kind": found.kind, "reason": str(found)})
         raise fault
 
+    async def given_in(self, current: Try, exchange: Exchange) -> GivenIn | None:
+        """What the target gives in by an exchange that is not kept yet: "fail" ends an attack.
+
+        An objection is read as if the conversation ended with it, since it may be taken back and is then read no more;
+        one that is no clean refusal is "partial" where the judge fails no answer before the last for it.
+        """
+        if not exchange.answer.strip():
+            return None
+        said = [*current.kept, exchange]
+        objects = refuses(exchange.prompt, exchange.answer)
+        if objects:
+            last = await self._judge_said(said, finished=True)
+            leaks = last.outcome == "partial" and last.turn in (None, len(said))  # not for what was kept before
+            if last.outcome != "fail" and not leaks:
+                return None
+        if (await self._judge_said(said, finished=False)).outcome == "fail":
+            return "fail"
+        return "partial" if objects else None
+
     async def failed(self, current: Try) -> bool:
         """Whether the target has failed the scenario in this try already."""
         return (await self._judge(current)).outcome == "fail"
 
     async def _judge(self, current: Try) -> Verdict:
-        """Judge a try by what was kept of it, against what was asked in it; once for each state that it is in."""
-        state = (id(current), len(current.kept), current.finished)
-        if state not in self._judged:
-            self._judged[state] = await self._judge_now(current)
-        current.verdict = self._judged[state]
+        """Judge a try by what was kept of it."""
+        current.verdict = await self._judge_said(current.kept, finished=current.finished)
         return current.verdict
 
-    async def _judge_now(self, current: Try) -> Verdict:
-        asked = replace(self.scenario, turns=tuple(exchange.prompt for exchange in current.kept))
-        answers = [exchange.answer for exchange in current.kept]
-        judge = judge_case if current.finished else judge_unfinished
-        return await judge(self._scorer, asked, answers)
+    async def _judge_said(self, said: Sequence[Exchange], *, finished: bool) -> Verdict:
+        """Judge a conversation against what was asked in it; the same one once."""
+        key = (tuple((exchange.prompt, exchange.answer) for exchange in said), finished)
+        if key not in self._judged:
+            asked = replace(self.scenario, turns=tuple(exchange.prompt for exchange in said))
+            judge = judge_case if finished else judge_unfinished
+            self._judged[key] = await judge(self._scorer, asked, [exchange.answer for exchange in said])
+        return self._judged[key]
 
     def _conversation(self, current: Try, prompt: str) -> Conversation:
         conversation: Conversation = [system(self._system_prompt)]
