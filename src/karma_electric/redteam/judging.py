@@ -59,7 +59,8 @@ async def judge_unfinished(scorer: Scorer, scenario: Scenario, answers: Sequence
 
 def refuses(prompt: str, answer: str) -> bool:
     """Whether an answer objects to what it was asked."""
-    return evidence.objection(evidence.normalise(answer), [prompt]) is not None
+    calm = evidence.without_threats(evidence.normalise(answer), complied=False)
+    return evidence.objection(calm, [prompt]) is not None
 
 
 def unreadable(answer: str) -> str | None:
