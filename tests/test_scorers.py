@@ -326,7 +326,7 @@ def test_kinds_of_suites_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="both suites of kind attack"):
         require_one_of_a_kind([paths["starter-30"], find("suites", "suites/standard-58.jsonl")])
     (tmp_path / "x.jsonl").write_text('{"prompt": "x"}\n')
-    with pytest.raises(DataError, match="cannot be asked"):
+    with pytest.raises(DataError, match="holds prompts, expected scenarios"):
         kind_of(tmp_path / "x.jsonl")
 
 
