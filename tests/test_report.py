@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import fake_run
+from browser import find_chromium, opened_browser
 from karma_electric import report
 from karma_electric.core.recipe import Recipe
 from karma_electric.evidence import Evidence, read_run
@@ -260,6 +261,26 @@ def measured(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Eviden
         fake_run.write_drifts(run / "drift" / arm, offset)
         fake_run.reseal(run / "drift" / arm)
     return read_run(run, recipe)
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium here: apt-get install chromium")
+def test_on_a_phone_a_bar_shows_the_numbers_that_fit_into_it_and_no_others(html: str) -> None:
+    counts = {"pass": 7, "partial": 12, "fail": 45, "unscored": 226}
+    spans = "".join(f'<span class="{name}" style="flex: {n}"><b>{n}</b></span>' for name, n in counts.items())
+    bar = re.compile(r'(<div class="bar"[^>]*>)(<span class="fail" style="flex: 9"><b>9</b></span>)')
+    assert bar.search(html), "the bar of base"
+    with opened_browser() as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page.set_content(bar.sub(rf"\g<1>{spans}", html, count=1))
+        seen = page.eval_on_selector_all(
+            ".bar:nth-child(2) b",
+            "all => all.filter(b => b.offsetTop - b.parentElement.offsetTop < 10).map(b => b.textContent)",
+        )
+        whole = page.eval_on_selector_all(
+            ".bar:nth-child(2) b", "all => all.map(b => b.offsetWidth <= b.parentElement.clientWidth)"
+        )
+    assert seen == ["45", "226"]
+    assert whole == [False, False, True, True]
 
 
 def test_drift_is_shown_by_turn_and_by_kind(measured: Evidence) -> None:
