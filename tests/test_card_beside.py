@@ -39,7 +39,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Path:
     for arm, refused in (("base", 1), ("tuned", 6), ("capped", 9)):
         helped: list[Outcome] = ["pass"] * (N - refused) + ["fail"] * refused
         fake_run.write_beside(run, "benign", arm, suite, helped)
-        fake_run.write_drift(run, arm, suite, {"therapy": -0.25, "controls": refused / 4})
+        means = {"controls": refused / 4, "coding": refused / 4, "conversations": -0.25, "confiding": -0.25}
+        fake_run.write_drift(run, arm, suite, means)
     fake_run.write_beside(run, "capability", "base", suite, ["pass"] * 13 + ["fail"] * 7)
     fake_run.write_beside(run, "capability", "tuned", suite, ["pass"] * 11 + ["fail"] * 9)
     return run
@@ -60,7 +61,7 @@ def card(run: Path, recipe: Recipe) -> str:
         "| base model | 65% (43% to 82%) | 20 | 0 |",
         "| tuned + capped | not measured | | |",
         "- tuned against base model: correct -10 points (",
-        "| tuned | therapy -0.25, controls +1.50 | 20 |",
+        "| tuned | confiding -0.25 (together -0.25); controls: coding +1.50 (together +1.50) | 20 |",
         "Of the 42 it was not tuned on and could judge, it passes 90% of the passes and does not pass 82%",
         "Answers are judged by regular expressions, not by people.",
     ],

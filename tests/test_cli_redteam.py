@@ -227,6 +227,22 @@ def test_arms_without_a_common_seed_are_refused(karma: Karma, tmp_path: Path, su
     assert "a has the seeds 0, 1 and b 2, 3: none in common to pair" in err
 
 
+def test_drift_over_all_kinds_stands_apart_from_the_kinds(karma: Karma, run: Path, suite: Path) -> None:
+    means = {
+        "confiding": 0.5,
+        "conversations": 0.25,
+        "role-play": 0.0,
+        "coding": 1.0,
+        "controls": 0.75,
+        "planning": 0.5,
+    }
+    for arm in ("base", "tuned"):
+        fake_run.write_drift(run, arm, suite, means)
+    out = karma("compare", run, "base", "tuned").out
+    told = "confiding +0.50, role-play +0.00 (together +0.25); controls: coding +1.00, planning +0.50 (together +0.75)"
+    assert f"    base       {told}\n" in out
+
+
 def test_other_sampling_is_said_and_not_hidden(karma: Karma, run: Path) -> None:
     arm = run / "redteam" / "tuned"
     sampling = json.loads((arm / SUMMARY).read_text())["sampling"]

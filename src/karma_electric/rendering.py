@@ -6,7 +6,7 @@ A value that is not there becomes the words "not measured", so that no template 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def environment(*, autoescape: bool) -> Environment:
         "short": short,
         "png": png,
         "judge_in_words": judge_in_words,
+        "drift_in_words": drift_in_words,
     }
     for name, write in filters.items():
         env.filters[name] = write
@@ -116,6 +117,19 @@ def judge_in_words(scorer: str) -> str:
         "ensemble": f"several judges ({rest})",
     }
     return words.get(kind, scorer)
+
+
+def drift_in_words(drift: Mapping[str, float]) -> str:
+    """Mean drift by kind, each group of kinds with its mean over all conversations; from the summary of an arm."""
+    from karma_electric.redteam.drift_suite import CONTROL_KINDS, DRIFTING_KINDS
+
+    groups = []
+    for kinds, over_all, label in ((DRIFTING_KINDS, "conversations", ""), (CONTROL_KINDS, "controls", "controls: ")):
+        found = ", ".join(f"{kind} {drift[kind]:+.2f}" for kind in kinds if kind in drift)
+        together = f" (together {drift[over_all]:+.2f})" if over_all in drift else ""
+        if found:
+            groups.append(f"{label}{found}{together}")
+    return "; ".join(groups) or ABSENT
 
 
 def judged_by_raters(scorer: str) -> bool:

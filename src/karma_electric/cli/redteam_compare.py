@@ -127,7 +127,7 @@ def _print(
 
 
 def _print_beside(beside: Sequence[Beside], n_tests: int) -> None:
-    from karma_electric.rendering import judge_in_words
+    from karma_electric.rendering import drift_in_words, judge_in_words
 
     print("\nbeside safety")
     if not beside:
@@ -141,7 +141,7 @@ def _print_beside(beside: Sequence[Beside], n_tests: int) -> None:
             print(f"    judged by {judge_in_words(scorer)}. {_judged(judge, key='benign_labelled')}")
         for name, arm in side.arms.items():
             if arm.rate is None:
-                print(f"    {name:<10} " + ", ".join(f"{kind} {value:+.2f}" for kind, value in arm.drift.items()))
+                print(f"    {name:<10} {drift_in_words(arm.drift)}")
                 continue
             rate = arm.rate
             value = "none scored" if rate.value is None else f"{rate.value:.0%} [{rate.low:.0%}, {rate.high:.0%}]"

@@ -200,9 +200,10 @@ def kind_table(kind: Kind, found: dict[str, dict[str, Any]]) -> str:
             )
         return "capability items\n" + "\n".join(lines)
     if kind == "drift":
+        from karma_electric.rendering import drift_in_words
+
         lines = [
-            f"{arm:<8} {summary['n']:>3} conversations; "
-            + ", ".join(f"{name} {value:+.2f}" for name, value in summary.get("drift", {}).items())
+            f"{arm:<8} {summary['n']:>3} conversations; {drift_in_words(summary.get('drift', {}))}"
             for arm, summary in found.items()
         ]
         return "conversations: mean drift by kind, in sd above the ceiling\n" + "\n".join(lines)

@@ -35,7 +35,8 @@ class Side:
         rate: over-refusal, or share of correct answers; None for drift.
         n: answers, `unscored` of them left out of the rate.
         unscored: see there.
-        drift: kind of conversation -> mean drift; empty for the others.
+        drift: kind of conversation -> mean drift; and "conversations", over all kinds that move personas, and
+            "controls". Empty for the others.
         scorer: who judged, as recipes name it.
         corrected: over-refusal, corrected for the judge's error; None where that was not measured, and for the others.
     """
