@@ -115,7 +115,9 @@ def test_raters_may_judge_harmless_twins_without_the_arms_being_asked_again(karm
     assert sheet.code == 0, sheet.err
     ids = [json.loads(line)["id"] for line in (workplace / "sheet.jsonl").read_text().splitlines()]
     for rater in ("anna", "ben"):
-        ratings = [{"id": id_, "label": "fail" if n < 2 else "pass", "reason": "read"} for n, id_ in enumerate(ids)]
+        ratings = [
+            {"id": id_, "label": "fail" if n < 2 else "pass", "reason": f"read by {rater}"} for n, id_ in enumerate(ids)
+        ]
         (workplace / f"{rater}.jsonl").write_text("".join(json.dumps(rating) + "\n" for rating in ratings))
     assert karma("rated", "sheet.jsonl", "anna.jsonl", "ben.jsonl", "--out", "labelled.jsonl").code == 0
     rated = karma(*words, "--benign-scorer", "labels:labelled.jsonl", "--out", "rated", "--json")
