@@ -1,6 +1,7 @@
 """Two arms on the same scenarios and seeds: the difference, its interval, and what may be claimed."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,11 @@ def test_pairs_with_an_unscored_answer_are_dropped_and_counted() -> None:
     assert (result.n_pairs, result.n_unscored, result.n_unmatched) == (2, 2, 0)
     assert (result.only_a_passed, result.only_b_passed, result.difference) == (0, 1, 0.5)
     assert "2 more dropped as unscored" in result.reading
+
+
+def test_a_reading_has_no_negative_zero() -> None:
+    result = replace(compare(arm("pass", "fail", "pass"), arm("pass", "pass", "fail")), interval=(-0.04, -0.001))
+    assert "plausible range -4 to +0 points" in paired.read(result, "a", "b", p=0.5, alpha=0.05)
 
 
 def test_scenarios_of_one_arm_only_are_counted_as_unmatched() -> None:

@@ -261,7 +261,8 @@ def read(result: PairedComparison, name_a: str, name_b: str, *, p: float, alpha:
     answers = f"{result.n_pairs} answers to " if result.n_pairs != result.n_scenarios else ""
     of = f"{answers}{scenarios} scored in both{dropped}"
     counts = f"{name_b} passed {passed_b} and {name_a} {passed_a} of the {of}"
-    span = f"{100 * result.interval[0]:+.0f} to {100 * result.interval[1]:+.0f} points"
+    low, high = (round(100 * end) for end in result.interval)  # whole numbers have no negative zero
+    span = f"{low:+d} to {high:+d} points"
     p_text = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     if p >= alpha:
         seen = (
