@@ -38,7 +38,7 @@ from karma_electric.models.refs import resolve
 from karma_electric.redteam.runner import COMPLETIONS
 from karma_electric.redteam.scenario import Scenario, load_suite
 from karma_electric.redteam.seeds import run_seeds
-from karma_electric.redteam.sweep import spread
+from karma_electric.redteam.suite_file import spread
 
 TARGET_RATIO = 8.0
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import tiny
 from karma_electric.core.errors import InputError
 from karma_electric.core.recipe import load_recipe
-from karma_electric.redteam.sweep import MOST_CELLS, Cell, front, parse_grid, spread
+from karma_electric.redteam.suite_file import spread
+from karma_electric.redteam.sweep import MOST_CELLS, Cell, front, parse_grid
 from karma_electric.steer.axis import save_axis
 from karma_electric.steer.responses import RESPONSE_KINDS, Response
 from karma_electric.sweeping import Bench, Suites, plan_sweep

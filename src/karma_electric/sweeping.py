@@ -36,7 +36,8 @@ from karma_electric.redteam.scorers.checked import CheckedScorer, as_scenarios
 from karma_electric.redteam.scorers.over_refusal import PREFIX, OverRefusalScorer, over_refusal
 from karma_electric.redteam.scorers.protocol import Scorer
 from karma_electric.redteam.stats import ArmSummary
-from karma_electric.redteam.sweep import Cell, front, spread
+from karma_electric.redteam.suite_file import spread
+from karma_electric.redteam.sweep import Cell, front
 
 if TYPE_CHECKING:
     from karma_electric.steer.axis import Axis

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,7 @@ class _HasId(Protocol):
 
 
 T = TypeVar("T", bound=_HasId)
+Item = TypeVar("Item")
 
 
 def read_suite(path: Path, parse: Callable[[object, str], T], what: str) -> list[T]:
@@ -42,3 +43,10 @@ def read_suite(path: Path, parse: Callable[[object, str], T], what: str) -> list
     if not suite:
         raise DataError(f"{path.name} holds no {what}, expected one a line.")
     return suite
+
+
+def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """`limit` items at equal distances, so that no category at the end of a file is left out."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[number * len(items) // limit] for number in range(limit)]

@@ -80,13 +80,6 @@ def front(rows: Sequence[dict[str, Any]], goals: dict[str, int]) -> list[str]:
     return [row["cell"] for row in known if not any(beats(other, row) for other in known)]
 
 
-def spread(items: Sequence[T], limit: int | None) -> list[T]:
-    """`limit` items at equal distances, so that no category at the end of a file is left out."""
-    if limit is None or limit >= len(items):
-        return list(items)
-    return [items[number * len(items) // limit] for number in range(limit)]
-
-
 def plot_front(rows: Sequence[dict[str, Any]], best: Sequence[str], path: Path) -> None:
     """Draw pass rate against over-refusal and capability; the front is ringed, the uncapped model grey."""
     from karma_electric.core.plots import COLOURS, figure, save

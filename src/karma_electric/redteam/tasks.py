@@ -57,7 +57,7 @@ from karma_electric.redteam.scorers.named import open_scorer
 from karma_electric.redteam.scorers.over_refusal import OVER_REFUSAL
 from karma_electric.redteam.scorers.protocol import Scorer as Judge
 from karma_electric.redteam.signals import Verdict
-from karma_electric.redteam.sweep import spread
+from karma_electric.redteam.suite_file import spread
 
 BROKEN = "karma_broken"  # in a sample's store, beside the attack
 GONE = "karma_gone"  # there too: why the target is taken to be away, and this was not asked
