@@ -173,3 +173,18 @@ def test_a_sealed_model_is_hashed_again_only_where_it_was_copied(
     monkeypatch.setattr(refs, "hash_file", lambda path: pytest.fail(f"{path} was read"))
     sealed.rename(tmp_path / "moved")
     assert folder_fingerprint(tmp_path / "moved") == expected
+
+
+def test_a_tokenizer_that_was_loaded_offline_is_the_same_tokenizer(folder: Path) -> None:
+    """The embedded model, unpacked by `make test`, which sets HF_HUB_OFFLINE, had another id than by `make demo`."""
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)  # offline, by conftest.py
+    file = folder / "tokenizer_config.json"
+    offline = file.read_bytes()
+    online = offline.replace(b'"local_files_only": true', b'"local_files_only": false')
+    assert offline != online, "as transformers writes it"
+    refs.forget_loading(folder)
+    assert file.read_bytes() == online
+    refs.forget_loading(folder)
+    assert file.read_bytes() == online

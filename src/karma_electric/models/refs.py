@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import shutil
@@ -27,9 +28,11 @@ from karma_electric.core.artifact import (
     hash_text,
     is_whole,
     list_files,
+    read_json,
     read_manifest,
     require_space,
     seal,
+    write_atomic,
 )
 from karma_electric.core.errors import MissingError
 from karma_electric.core.extras import EMBEDDED_MODEL, require, version_of
@@ -142,6 +145,17 @@ def _computes(name: str) -> bool:
     return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in _COMPUTES)
 
 
+def forget_loading(folder: Path) -> None:
+    """Take out of a saved tokenizer whether hubs could be asked when it was loaded, which transformers writes into it.
+
+    Otherwise the same model has another fingerprint where it was unpacked under HF_HUB_OFFLINE.
+    """
+    file = folder / "tokenizer_config.json"
+    config = read_json(file)
+    if config.get("local_files_only"):
+        write_atomic(file, json.dumps(config | {"local_files_only": False}, indent=2, ensure_ascii=False) + "\n")
+
+
 def cache_root() -> Path:
     """Folder for unpacked models: $KARMA_CACHE, else karma-electric in the user's cache."""
     configured = os.environ.get("KARMA_CACHE")
@@ -186,6 +200,7 @@ def _builtin(name: str) -> ModelRef:
         "file": gguf.name,
         "dtype": "bfloat16",
         "digits": "single",
+        "tokenizer": "without a trace of how it was loaded",
     }
     inputs = {"gguf_bytes": str(gguf.stat().st_size)}
     folder = cache_root() / f"smollm2-135m-{artifact_id('model', config, inputs)}"
@@ -219,6 +234,7 @@ def _unpack(gguf: Path, folder: Path, config: dict[str, str | None], inputs: dic
             model.config._name_or_path = "SmolLM2-135M-Instruct"
             model.to(torch.bfloat16).save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+        forget_loading(temporary)
         seal(temporary, kind="model", config=config, inputs=inputs)
         if folder.exists():
             shutil.rmtree(folder)
