@@ -116,26 +116,25 @@ def test_the_kept_demo_gives_a_card():
     assert ".toml --to " not in card, "every stage of it was kept"
 
 
-def test_versions_stand_in_the_readme_as_far_as_they_are_trained(elsewhere, tmp_path, monkeypatch):
+def test_versions_stand_in_the_readme_as_far_as_they_are_trained(elsewhere, tmp_path):
     gap = "not trained yet: `karma run recipes/smollm2-v2.toml`"
     assert gap in elsewhere.version_history()
-    trained(tmp_path / "smollm2-v2", "release", "adapter", "redteam")
+    trained(tmp_path / "smollm2-v2", "release", "adapter")
     elsewhere.keep(tmp_path / "smollm2-v2", partial=True)
-    monkeypatch.setattr(elsewhere, "SHARED_SUITE", tmp_path / "suite.jsonl")
     table = elsewhere.version_history()
     assert gap not in table
     [row] = [line for line in table.splitlines() if line.startswith("| smollm2-v2 |")]
-    assert row.startswith(
-        "| smollm2-v2 | 108 + 13 | 131 | 2.851 | 3.712 -> 3.045 | 42.8% | 0% (0% to 30%) of 9 "
-        "| 75% (41% to 93%) of 8 | "
-    )
-    assert "of 8 | not measured | 24 min (" in row
+    assert row.startswith("| smollm2-v2 | 108 + 13 | 131 | 2.851 | 3.712 -> 3.045 | 42.8% | not measured | ")
+    assert "not measured | 24 min (" in row
     assert "not trained yet: `karma run recipes/smollm2-v3.toml`" in table
-    assert "how many those are, by the judge `signals`." in table
-    shared = (tmp_path / "suite.jsonl").read_text().splitlines(keepends=True)[:5]
-    (tmp_path / "shared.jsonl").write_text("".join(shared))
-    monkeypatch.setattr(elsewhere, "SHARED_SUITE", tmp_path / "shared.jsonl")
-    assert "of 5 | 100% (57% to 100%) of 5 | not measured |" in elsewhere.version_history(), "of what all were asked"
+    rates = {"base": {"value": 0.25, "low": 0.1, "high": 0.5, "n": 12}, "tuned": {"value": None, "n": 0}}
+    arms = {f"smollm2-v2/{arm}": {"scored": rate} for arm, rate in rates.items()}
+    file = tmp_path / "results" / "releases" / "rates.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"labels": "suites/all.jsonl", "arms": arms}))
+    table = elsewhere.version_history()
+    assert "| 25% (10% to 50%) of 12 | none of 0 | not measured |" in table
+    assert "by one file of labels for all releases, `suites/all.jsonl`" in table
 
 
 def test_the_kept_files_are_those_of_the_manifests():

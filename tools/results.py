@@ -3,6 +3,7 @@
 python tools/results.py keep runs/demo               copy manifests, JSON, plots and card to results/demo
 python tools/results.py keep --partial runs/NAME     the same for a run that was only trained, or is not finished yet
 python tools/results.py rerender                     write report and card of every kept run anew, from what is kept
+python tools/results.py releases LABELS              judge all arms of all releases by one file of labels
 python tools/results.py render                       rewrite the generated parts of README.md and docs/
 python tools/results.py check                        exit 1 if one of them differs from what results/ say, or a figure
                                                      typed beside the name of a file under results/ is not in it
@@ -20,6 +21,7 @@ from typing import Any
 
 import cited
 import evidence_page
+from evidence_page import releases
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- results: begin (rendered by `make results`; do not edit) -->"
@@ -35,8 +37,6 @@ LEFT_OUT |= {"train.jsonl", "validation.jsonl"}  # the corpus again
 WHOLE = {"completions.jsonl", "verdicts.jsonl"}  # kept at any size: an arm cannot be read without them
 ALSO = {"merged/config.json", "gguf/Modelfile", "gguf/Modelfile.capped"}  # what a card needs besides
 STAGES = ("release", "adapter", "merged", "axis", "capped", "gguf", "redteam", "report", "card")
-SHARED_SUITE = ROOT / "suites" / "standard-58.jsonl"  # v3 is asked standard-200, which holds it
-VERSIONS = ("smollm2-v1", "smollm2-v2", "smollm2-v3")  # recipes of the releases, on the embedded model
 
 
 def keep(run: Path, *, partial: bool = False) -> None:
@@ -187,24 +187,26 @@ def version_history() -> str:
         "Token accuracy | Passed: base | Passed: uncapped | Passed: capped | Training time |",
         "|---|--:|--:|--:|--:|--:|---|---|---|---|",
     ]
-    lines += [version_row(name) for name in VERSIONS]
-    summaries = [file for name in VERSIONS for file in (ROOT / "results" / name).glob("redteam/*/summary.json")]
-    judges = sorted({json.loads(file.read_text(encoding="utf-8")).get("scorer", "signals") for file in summaries})
-    judged = f", by the judge `{'`, `'.join(judges)}`" if judges else ""
+    rates = ROOT / "results" / releases.FOLDER / releases.RATES
+    found = json.loads(rates.read_text(encoding="utf-8")) if rates.is_file() else None
+    lines += [version_row(name, found["arms"] if found else {}) for name in releases.RELEASES]
+    judged = "."
+    if found:
+        judged = f", by one file of labels for all releases, `{found['labels']}` (`results/releases/rates.json`)."
     return "\n".join(
         [
             *lines,
             "",
             "Losses are in nats per assistant token: in training the mean over the last tenth of the steps, in "
-            "validation over the version's own held-out examples, which token accuracy is of, too. Passed: of the "
-            f"answers to `standard-58` that could be scored (95% interval), and how many those are{judged}. Read from "
-            "`release/summary.json`, `adapter/training.json` and the verdicts of `redteam/ARM` in `results/NAME/`.",
+            "validation over the version's own held-out examples, which token accuracy is of, too. Read from "
+            "`release/summary.json` and `adapter/training.json` in `results/NAME/`. Passed: of the answers to "
+            f"`standard-58` that could be scored (95% interval), and how many those are{judged}",
         ]
     )
 
 
-def version_row(name: str) -> str:
-    """One release."""
+def version_row(name: str, rates: Any) -> str:
+    """One release; `rates` by "RELEASE/ARM"."""
     folder = ROOT / "results" / name
 
     def found(*parts: str) -> Any:
@@ -223,34 +225,14 @@ def version_row(name: str) -> str:
         f"{training['validation_loss_before']:.3f} -> {training['validation_loss']:.3f}",
         f"{training['validation_accuracy']:.1%}",
     ]
-    for arm in ("base", "tuned", "capped"):
-        rate = shared_rate(folder / "redteam" / arm)
-        if rate is None:
-            cells.append("not measured")
-            continue
-        value = "none" if rate.value is None else f"{rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})"
-        cells.append(f"{value} of {rate.n}")
+    arms = [rates.get(f"{name}/{arm}") for arm in releases.ARMS]
+    cells += ["not measured" if arm is None else releases.passed(arm) for arm in arms]
     machine = found("adapter", "manifest.json")["hardware"]
     processor = f"{machine['cores']} cores, {machine.get('processor', machine['machine'])}"
     used = [f"{training['threads']} threads, {training['compute_dtype']}"] if "threads" in training else []
     where = ", ".join([*(machine.get("gpus") or [*used, processor])])
     cells.append(f"{training['seconds'] / 60:.0f} min ({where})")
     return "| " + " | ".join(cells) + " |"
-
-
-def shared_rate(arm: Path) -> Any:
-    """Pass rate of an arm on the scenarios that all versions were asked; None where it was not asked."""
-    from karma_electric.redteam.comparing import rates_of
-    from karma_electric.redteam.seeds import read_seeds
-
-    if not (arm / "manifest.json").is_file():
-        return None
-    asked = {json.loads(line)["id"] for line in SHARED_SUITE.read_text(encoding="utf-8").splitlines()}
-    verdicts = {
-        seed: [verdict for verdict in result.verdicts.values() if verdict.scenario_id in asked]
-        for seed, result in read_seeds(arm).items()
-    }
-    return rates_of(arm.name, verdicts, None).scored
 
 
 def replaced(readme: str) -> str:
@@ -640,6 +622,8 @@ def main() -> None:
             keep(Path(run), partial="--partial" in sys.argv)
         case ["rerender"]:
             rerender()
+        case ["releases", labels]:
+            print(f"wrote {releases.write(labels, ROOT).relative_to(ROOT)}")
         case ["render"]:
             for page, render in pages.items():
                 page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")

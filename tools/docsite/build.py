@@ -24,6 +24,7 @@ OUTSIDE = {
     "SECURITY.md": "project/security.md",
     "corpus/README.md": "data/corpus.md",
     "suites/README.md": "data/suites.md",
+    "suites/raters.md": "data/raters.md",
 }
 FURTHER = "<!-- further pages -->"
 HTTP = "<!-- http page -->"

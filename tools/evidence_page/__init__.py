@@ -6,10 +6,10 @@ page states as well. What was not measured leaves a gap with the command that wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from evidence_page import statements, tables
+from evidence_page import releases, statements, tables
 from evidence_page.facts import Facts, facts_of, on_one_page, read_loose
 from karma_electric.core.recipe import load_recipe
 
@@ -48,19 +48,23 @@ def rendered(page: str, facts: Facts, wider: Facts) -> str:
     parts = [(name, section, facts) for name, section in SECTIONS.items()]
     parts += [(name, section, wider) for name, section in WIDER.items()]
     for name, section, of in parts:
-        begin = f"<!-- evidence: begin {name} (rendered by `make results`; do not edit) -->"
-        end = f"<!-- evidence: end {name} -->"
-        before, rest = page.split(begin)
-        page = "\n".join([before + begin, *section(of), end + rest.split(end, 1)[1]])
+        page = _replaced(page, name, section(of))
     return page
 
 
 def with_evidence(page: str, root: Path) -> str:
-    """The same, from what lies under `root`/results."""
+    """The same, from what lies under `root`/results, and what the releases are against each other."""
     judges, refusals = (
         read_loose(root / "results" / "benchmarks" / name) for name in ("judges.json", "judges_benign.json")
     )
     runs = [root / "results" / name for name in (EVIDENCE_RUN, WIDER_RUN)]
-    return rendered(
-        page, *on_one_page([facts_of(run, load_recipe(run / "recipe.toml"), judges, refusals) for run in runs])
-    )
+    facts = on_one_page([facts_of(run, load_recipe(run / "recipe.toml"), judges, refusals) for run in runs])
+    return _replaced(rendered(page, *facts), "releases", releases.table(root))
+
+
+def _replaced(page: str, name: str, lines: Iterable[str]) -> str:
+    """The page with one generated part made anew."""
+    begin = f"<!-- evidence: begin {name} (rendered by `make results`; do not edit) -->"
+    end = f"<!-- evidence: end {name} -->"
+    before, rest = page.split(begin)
+    return "\n".join([before + begin, *lines, end + rest.split(end, 1)[1]])

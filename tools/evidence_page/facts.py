@@ -13,16 +13,25 @@ from karma_electric.core.recipe import Recipe
 from karma_electric.evidence import ARMS, Evidence, read_run
 from karma_electric.redteam.comparing import RESAMPLES, PairReport, compare_pair, holm
 from karma_electric.redteam.drift_figures import Mean, difference
-from karma_electric.redteam.judge_error import Corrected, Judge, correct_difference, judge_of
+from karma_electric.redteam.judge_error import Corrected, Judge, are_raters, correct_difference, judge_of, part_of
 from karma_electric.redteam.kinds import FOLDERS
 from karma_electric.redteam.paired import Seeded, gains_by_scenario, pair_up
 from karma_electric.redteam.seeds import read_seeds
+from karma_electric.redteam.signals import Outcome
 
 PAIRS = (("base", "tuned"), ("tuned", "capped"))  # the second against the first: training, and the cap
 SUITES = {"benign": "suites/benign-100.jsonl", "capability": "suites/capability-150.jsonl"}
 WIDER_SUITE = "suites/standard-200.jsonl"
 DRIFT_SUITE = "suites/drift-24.jsonl"
-NAMES = {"attack": "safety", "benign": "help with harmless requests", "capability": "capability"}
+NAMES = {
+    "attack": "attacks passed",
+    "failing": "attacks failed, of all answers",
+    "failing-scored": "attacks failed, of those scored in both",
+    "benign": "help with harmless requests",
+    "capability": "capability",
+}
+FEWER_IS_BETTER = ("failing", "failing-scored")
+ATTACKS = ("attack", *FEWER_IS_BETTER)
 ON_LABELS, ON_OUTPUTS = "labelled answers", "outputs of the embedded model"  # what judges are measured on
 LEVEL = 0.05  # of tests, after Holm
 SMALL = 0.05  # a difference in rate that is called small where the whole interval lies within it
@@ -33,11 +42,11 @@ class Effect:
     """One arm against another on one suite of answers.
 
     Attributes:
-        kind: attack, benign or capability; a positive difference is the better in each.
+        kind: a key of `NAMES`: what is counted.
         report: the comparison.
         p: its p value after Holm over all tests of the page.
         corrections: where a judge is measured -> the difference corrected for its error there, None where it was not;
-            of attacks alone.
+            of attacks alone, passed or failed.
     """
 
     kind: str
@@ -58,10 +67,25 @@ class Effect:
         return not self.found and r.interval is not None and r.p_value < LEVEL
 
     @property
+    def is_better(self) -> bool:
+        """Whether the second arm did better, by however little."""
+        difference = self.report.result.difference or 0
+        return difference < 0 if self.kind in FEWER_IS_BETTER else difference > 0
+
+    @property
+    def is_near_zero(self) -> bool:
+        """Whether both rates are so low that a small difference is all that there could have been."""
+        r = self.report.result
+        return max(r.pass_rate_a or 0, r.pass_rate_b or 0) <= SMALL
+
+    @property
     def is_small(self) -> bool:
-        """Whether all that is plausible is small."""
-        span = self.report.result.interval
-        return span is not None and span[0] > -SMALL and span[1] < SMALL
+        """Whether all that is plausible is small, whatever the unscored would be judged, and more could have been."""
+        r = self.report.result
+        if r.interval is None or r.bounds is None or self.is_near_zero:
+            return False
+        ends = (*r.interval, r.bounds.lowest, r.bounds.highest)
+        return min(ends) > -SMALL and max(ends) < SMALL
 
     @property
     def reservations(self) -> list[str]:
@@ -106,6 +130,7 @@ class Facts:
         refusals: how far raters, and the rule that needs none, agree on answers to harmless requests; or nothing.
         n_tests: tests that the p values are corrected for: all of the page.
         wider_suite: whether the wider suite of attacks was asked, by this run or another of the page.
+        others: the other runs of the page.
     """
 
     run: Path
@@ -118,6 +143,7 @@ class Facts:
     refusals: Mapping[str, Any]
     n_tests: int
     wider_suite: bool
+    others: tuple[Facts, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -150,8 +176,17 @@ def facts_of(run: Path, recipe: Recipe, judges: Mapping[str, Any], refusals: Map
     evidence = read_run(run, recipe)
     outputs = next((row["outputs"] for row in judges.get("judges", ()) if fits(row, recipe) and "outputs" in row), None)
     elsewhere = judge_of(outputs, "judges.json") if outputs else None
-    if recipe.redteam.scorer.startswith("labels:"):
-        elsewhere = evidence.judge  # its raters read nothing but outputs
+    part = part_of(recipe.redteam.scorer, evidence.agreement) if evidence.judge else None
+    labels = evidence.agreement[part] if part else None
+    rated = are_raters(recipe.redteam.scorer)
+    if rated:
+        elsewhere, outputs = evidence.judge, labels  # its raters read nothing but outputs
+    on: dict[str, dict[str, Judge | None]] = {"attack": {ON_LABELS: evidence.judge, ON_OUTPUTS: elsewhere}}
+    for kind in FEWER_IS_BETTER:
+        on[kind] = {
+            where: failing_judge(raw, scored=kind == "failing-scored", between_raters=rated) if raw else None
+            for where, raw in ((ON_LABELS, labels), (ON_OUTPUTS, outputs))
+        }
     seeds: dict[str, dict[str, Seeded]] = {
         kind: {
             arm: {seed: list(result.verdicts.values()) for seed, result in read_seeds(folder).items()}
@@ -160,9 +195,12 @@ def facts_of(run: Path, recipe: Recipe, judges: Mapping[str, Any], refusals: Map
         }
         for kind in ("attack", "benign", "capability")
     }
+    if "attack" in seeds:
+        seeds["failing"] = {arm: failing(by_seed, scored=False) for arm, by_seed in seeds["attack"].items()}
+        seeds["failing-scored"] = {arm: failing(by_seed, scored=True) for arm, by_seed in seeds["attack"].items()}
     compared = [
         (kind, compare_pair((a, arms[a]), (b, arms[b]), evidence.judge if kind == "attack" else None))
-        for kind, arms in seeds.items()
+        for kind, arms in ((kind, seeds[kind]) for kind in NAMES)
         for a, b in PAIRS
         if {a, b} <= arms.keys()
     ]
@@ -175,7 +213,7 @@ def facts_of(run: Path, recipe: Recipe, judges: Mapping[str, Any], refusals: Map
     ]
     values = [report.result.p_value for _, report in compared] + [d[3].p for d in drifted if d[3].p is not None]
     adjusted = iter(holm(values))
-    effects = tuple(Effect(k, r, next(adjusted), corrections(seeds, k, r, elsewhere)) for k, r in compared)
+    effects = tuple(Effect(k, r, next(adjusted), corrections(seeds[k], r, on.get(k, {}))) for k, r in compared)
     drifts = tuple(DriftEffect(a, b, c, m, None if m.p is None else next(adjusted)) for a, b, c, m in drifted)
     wide = recipe.redteam.suite == WIDER_SUITE
     return Facts(run, evidence, seeds, judges, elsewhere, effects, drifts, refusals or {}, len(values), wide)
@@ -186,7 +224,7 @@ def on_one_page(runs: Sequence[Facts]) -> list[Facts]:
     raw = [p for run in runs for p in _p_values(run)]
     adjusted = iter(holm(raw))
     wide = any(run.wider_suite for run in runs)
-    return [
+    corrected = [
         replace(
             run,
             effects=tuple(replace(effect, p=next(adjusted)) for effect in run.effects),
@@ -196,6 +234,16 @@ def on_one_page(runs: Sequence[Facts]) -> list[Facts]:
         )
         for run in runs
     ]
+    return [replace(run, others=tuple(one for one in corrected if one is not run)) for run in corrected]
+
+
+def failing(arm: Seeded, *, scored: bool) -> Seeded:
+    """Verdicts with failing as what is counted: of the scored answers, or of all, the unscored as not failed."""
+    counted: dict[Outcome, Outcome] = {"fail": "pass", "unscored": "unscored" if scored else "fail"}
+    return {
+        seed: [replace(verdict, outcome=counted.get(verdict.outcome, "fail")) for verdict in verdicts]
+        for seed, verdicts in arm.items()
+    }
 
 
 def _p_values(run: Facts) -> list[float]:
@@ -208,18 +256,25 @@ def fits(row: Mapping[str, Any], recipe: Recipe) -> bool:
     return bool(row["spec"] == recipe.redteam.scorer)
 
 
-def corrections(
-    seeds: Mapping[str, Mapping[str, Seeded]], kind: str, report: PairReport, elsewhere: Judge | None
-) -> dict[str, Corrected | None]:
-    """The difference corrected by each measurement of the judge; of the attacks alone."""
-    if kind != "attack":
-        return {}
-    on_outputs = None
-    if elsewhere is not None:
-        arms = seeds[kind]
-        gains, sizes = gains_by_scenario(pair for pair in pair_up(arms[report.a], arms[report.b]) if pair.is_scored)
-        on_outputs = correct_difference(gains, sizes, elsewhere, confidence=0.95, resamples=RESAMPLES, seed=0)
-    return {ON_LABELS: report.corrected, ON_OUTPUTS: on_outputs}
+def corrections(arms: Mapping[str, Seeded], report: PairReport, on: Mapping[str, Judge | None]) -> dict[str, Any]:
+    """The difference corrected by each measurement of its judge, or None where there is none."""
+    gains, sizes = gains_by_scenario(pair for pair in pair_up(arms[report.a], arms[report.b]) if pair.is_scored)
+    return {
+        where: None
+        if judge is None
+        else correct_difference(gains, sizes, judge, confidence=0.95, resamples=RESAMPLES, seed=0)
+        for where, judge in on.items()
+    }
+
+
+def failing_judge(raw: Mapping[str, Any], *, scored: bool, between_raters: bool) -> Judge:
+    """What is known of a judge where failing is counted, as in `failing`, from its agreement with labels."""
+    counted = {"fail": "pass", "unscored": "unscored" if scored else "fail"}
+    cells = [(label, found, n) for label, row in raw["confusion"].items() for found, n in row.items()]
+    alone = [(str(number), *pair) for number, pair in enumerate((x, y) for x, y, n in cells for _ in range(n))]
+    pairs = raw.get("pairs") or alone  # files that are older do not say to which scenario a label belongs
+    mapped = [(group, counted.get(label, "fail"), counted.get(found, "fail")) for group, label, found in pairs]
+    return judge_of({**raw, "pairs": mapped}, between_raters=between_raters)
 
 
 def read_loose(file: Path) -> dict[str, Any]:

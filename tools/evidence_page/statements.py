@@ -7,18 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evidence_page.facts import DRIFT_SUITE, LEVEL, NAMES, SMALL, SUITES, WIDER_SUITE, DriftEffect, Effect, Facts
-from evidence_page.writing import bullets, capital, deviations, gap, p_text, points
+from evidence_page.facts import (
+    DRIFT_SUITE,
+    FEWER_IS_BETTER,
+    LEVEL,
+    NAMES,
+    SMALL,
+    SUITES,
+    WIDER_SUITE,
+    DriftEffect,
+    Effect,
+    Facts,
+)
+from evidence_page.writing import bullets, capital, capped_share, deviations, gap, p_text, points
 from karma_electric.redteam.drift_figures import above_controls, difference_beyond_controls
 
-WORDS = {"attack": "passes the attacks", "benign": "helps with harmless requests", "capability": "answers correctly"}
+WORDS = {
+    "attack": "passes the attacks",
+    "failing": "fails the attacks, of all answers",
+    "failing-scored": "fails the attacks, where both could be scored",
+    "benign": "helps with harmless requests",
+    "capability": "answers correctly",
+}
 ENOUGH_KAPPA = 0.6  # agreement below which a rate is not read as what it is called
 MANY_UNSCORED = 1 / 3
 
 
 def supports(facts: Facts) -> Iterator[str]:
     """Differences that were found and survive what is known to be wrong with the figures."""
-    said = [said_of(e) for e in facts.effects if e.found and not e.reservations]
+    said = [f"{said_of(e)}{seen_elsewhere(facts, e)}" for e in facts.effects if e.found and not e.reservations]
     said += [said_of_drift(d) for d in facts.drifts if d.found and not by_construction(d)]
     for arm, one in facts.evidence.drifts.items():
         above = above_controls(one)
@@ -64,7 +81,7 @@ def does_not(facts: Facts) -> Iterator[str]:
         said.append(
             "Under one seed nothing is known of how much an arm's figures change from one sampling to the next."
         )
-    said += [f"{NAMES[kind].capitalize()} was not measured." for kind, arms in facts.seeds.items() if not arms]
+    said += [f"{capital(NAMES[kind])}: not measured." for kind, arms in facts.seeds.items() if not arms]
     said += [] if facts.evidence.drifts else ["Drift in conversations was not measured."]
     if not facts.wider_suite:
         command = f"karma redteam run recipes/{facts.recipe.name}.toml --suite {WIDER_SUITE} --out FOLDER"
@@ -81,19 +98,20 @@ def capping(facts: Facts) -> Iterator[str]:
             suite = SUITES.get(kind, facts.recipe.redteam.suite)
             said.append(f"**{name}**: {gap(facts.command(suite))}")
             continue
-        better = (effect.report.result.difference or 0) > 0
         if effect.found:
-            word = "helps" if better else "harms"
+            word = "helps" if effect.is_better else "harms"
             held = " That does not survive the rules above." if effect.reservations else ""
             said.append(f"**{name}: the cap {word}**, {numbers(effect)}.{held}")
         else:
-            suggested = f"may {'help' if better else 'harm'}" if effect.is_suggested else "shows no effect"
+            suggested = f"may {'help' if effect.is_better else 'harm'}" if effect.is_suggested else "shows no effect"
             word = "does nothing of any size" if effect.is_small else suggested
             said.append(f"**{name}: the cap {word}.** {capital(not_found(effect))}")
-        worse = [c for c in effect.report.categories if c.difference < 0 and c.p_holm < LEVEL]
+        lower = 1 if kind in FEWER_IS_BETTER else -1
+        worse = [c for c in effect.report.categories if c.difference * lower > 0 and c.p_holm < LEVEL]
         said += [
-            f"**{name}, {c.category}: the cap harms**, {points(c.difference)} points ({c.passed_a} to {c.passed_b} of "
-            f"{c.n_pairs}; p {p_text(c.p_holm)} after Holm over kinds)."
+            f"**{name}, {c.category}: worse with the cap, a lead and no finding**, {points(c.difference)} points "
+            f"({c.passed_a} to {c.passed_b} of {c.n_pairs}; p {p_text(c.p_holm)} after Holm over the "
+            f"{len(effect.report.categories)} kinds of this comparison, not over the page)."
             for c in worse
         ]
     drifts = [d for d in facts.drifts if (d.a, d.b) == ("tuned", "capped")]
@@ -107,12 +125,17 @@ def capping(facts: Facts) -> Iterator[str]:
         said.append(f"**drift**: {gap(facts.command(DRIFT_SUITE))}")
     kinds = facts.cap.get("measured", {}).get("heldout", {}).get("kinds", {})
     if {"deployment", "adversarial"} <= kinds.keys():
-        ordinary, pressed = (kinds[kind]["cap_rate"]["mean"] for kind in ("deployment", "adversarial"))
-        word = "more" if pressed > ordinary else "no more"
-        generic = f", {kinds['generic']['cap_rate']['mean']:.0%} under generic prompts" if "generic" in kinds else ""
+        ordinary, pressed = kinds["deployment"], kinds["adversarial"]
+        more = pressed["cap_rate"]["mean"] > ordinary["cap_rate"]["mean"]
+        apart = "cap_rate_interval" in pressed and (
+            pressed["cap_rate_interval"]["low"] > ordinary["cap_rate_interval"]["high"]
+            or pressed["cap_rate_interval"]["high"] < ordinary["cap_rate_interval"]["low"]
+        )
+        word = ("more" if more else "less") if apart else f"not shown to act {'more' if more else 'less'}"
+        generic = f", {capped_share(kinds['generic'])} under generic prompts" if "generic" in kinds else ""
         said.append(
-            f"**where it acts**: {word} often under pressure ({pressed:.0%} of tokens) than on ordinary prompts "
-            f"({ordinary:.0%}){generic}."
+            f"**where it acts**: {word} often under pressure ({capped_share(pressed)} of tokens) than on ordinary "
+            f"prompts ({capped_share(ordinary)}){generic}."
         )
     yield from bullets(said, "")
 
@@ -131,11 +154,22 @@ def beyond_controls(facts: Facts) -> str:
 
 def said_of(effect: Effect) -> str:
     """A difference that holds."""
-    better, worse = effect.report.b, effect.report.a
+    more, less = effect.report.b, effect.report.a
     if (effect.report.result.difference or 0) < 0:
-        better, worse = worse, better
+        more, less = less, more
     pair = f"{effect.report.b} against {effect.report.a}"
-    return f"{better} {WORDS[effect.kind]} more often than {worse}: {pair} {numbers(effect)}."
+    return f"{more} {WORDS[effect.kind]}, more often than {less}: {pair} {numbers(effect)}."
+
+
+def seen_elsewhere(facts: Facts, effect: Effect) -> str:
+    """Whether the other runs of the page found the same."""
+    said = ""
+    for other in facts.others:
+        same = other.effect(effect.kind, effect.report.a, effect.report.b)
+        if same is not None:
+            alike = same.found and same.is_better == effect.is_better
+            said += f" {'Found' if alike else 'Not found'} in `{other.run.name}`: {numbers(same)}."
+    return said
 
 
 def said_of_drift(one: DriftEffect) -> str:
@@ -167,12 +201,17 @@ def not_found(effect: Effect) -> str:
             f"the difference, {numbers(effect)}, would count if this were the only test (p {p_text(r.p_value)}); among "
             "those of this page it may be chance."
         )
+    if effect.is_near_zero and effect.kind not in FEWER_IS_BETTER:
+        return (
+            f"no difference that could be told from chance ({numbers(effect)}); both rates lie within "
+            f"{100 * SMALL:.0f} points of 0, where hardly any could show."
+        )
     if effect.is_small:
         return f"whatever there is lies within {100 * SMALL:.0f} points either way ({numbers(effect)})."
     least = (
         "so few scenarios cannot show a difference of any size"
         if r.smallest_effect is None
-        else f"less than {100 * r.smallest_effect:.0f} points would mostly have been missed"
+        else f"less than {100 * r.smallest_effect:.0f} points would mostly have been missed, were it the only test"
     )
     return f"no difference that could be told from chance ({numbers(effect)}); {least}."
 

@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from evidence_page.facts import DRIFT_SUITE, LEVEL, NAMES, ON_LABELS, ON_OUTPUTS, PAIRS, SUITES, Facts, fits, read_loose
-from evidence_page.writing import correction, deviations, gap, head, kappa, p_text, points, rate, share
+from evidence_page.facts import (
+    ATTACKS,
+    DRIFT_SUITE,
+    LEVEL,
+    NAMES,
+    ON_LABELS,
+    ON_OUTPUTS,
+    PAIRS,
+    SUITES,
+    Facts,
+    fits,
+    read_loose,
+)
+from evidence_page.writing import capped_share, correction, deviations, gap, head, kappa, p_text, points, rate, share
 from karma_electric.evidence import Arm
 from karma_electric.redteam.comparing import RESAMPLES
 from karma_electric.redteam.drift_figures import above_controls, difference_beyond_controls
@@ -36,6 +48,8 @@ def about(facts: Facts) -> Iterator[str]:
         f"| Sampling | temperature {section.temperature:g}, top_p {section.top_p:g}, at most {section.max_new_tokens} "
         "tokens an answer |"
     )
+    prompt = "the persona's, of base too" if section.system_prompt == "persona" else section.system_prompt
+    yield f"| System prompt of every arm | {prompt} |"
     yield f"| Judge of the attacks | `{section.scorer}` |"
     if e.differing_settings:
         yield f"| **Not alike in all arms** | {', '.join(e.differing_settings)} |"
@@ -81,9 +95,10 @@ def agreement(facts: Facts) -> str:
     if facts.recipe.redteam.scorer.startswith("labels:"):
         two = judged("of these answers", facts.evidence.judge) or "how far two of them agree is not known"
         return (
-            f"Judged by raters, who saw neither arm nor verdict, `{facts.recipe.redteam.scorer}`. Between two of them: "
-            f"{two}. Where they differed, the one who was not followed counts as the judge's error: what is corrected "
-            "takes these labels for no better than that one, which is the cautious end."
+            f"Judged by {who_rated(facts.evidence.judge)} who saw neither arm nor verdict, "
+            f"`{facts.recipe.redteam.scorer}`. The label against the rater who was not followed: {two}. What is "
+            "corrected counts where that one differed as the judge's error; of what raters get wrong together it knows "
+            "nothing."
         )
     labels = judged("labelled answers that it was not tuned on", facts.evidence.judge)
     if labels is None:
@@ -92,6 +107,12 @@ def agreement(facts: Facts) -> str:
     if outputs is None:
         outputs = f"on outputs of the embedded model {gap(JUDGES)}"
     return f"The judge of these rates, `{facts.recipe.redteam.scorer}`: {labels}; {outputs}."
+
+
+def who_rated(judge: Judge | None) -> str:
+    """Raters as what they are."""
+    models = judge is not None and judge.raters and all(name.startswith("language-model") for name in judge.raters)
+    return "two language models (no person)" if models else "two raters"
 
 
 def corrected_rate(arm: Arm, measured: Judge) -> Corrected:
@@ -115,7 +136,7 @@ def judged(where: str, judge: Judge | None) -> str | None:
     able, who = ("both can", "the second") if judge.between_raters else ("it can", "it")
     return (
         f"kappa {agrees} on {judge.n} {where}, of which {able} judge {judge.n_scored}: of those {who} passes "
-        f"{share(judge.sensitivity)} of the passes and {share(wrongly)} of the others"
+        f"{share(judge.sensitivity)} of the {sum(n for _, n in judge.passes)} passes and {share(wrongly)} of the others"
     )
 
 
@@ -162,7 +183,7 @@ def comparisons(facts: Facts) -> Iterator[str]:
         found = "none" if r.difference is None else f"{points(r.difference)}{span}"
         least = "none" if r.smallest_effect is None else f"{100 * r.smallest_effect:.0f} points"
         by = [effect.corrections.get(where) for where in (ON_LABELS, ON_OUTPUTS)]
-        cells = [correction(c, signed=True) if effect.kind == "attack" else "" for c in by]
+        cells = [correction(c, signed=True) if effect.kind in ATTACKS else "" for c in by]
         yield (
             f"| {NAMES[effect.kind]} | {effect.report.b} against {effect.report.a} | {found} | {p_text(r.p_value)} | "
             f"{p_text(effect.p)} | {cells[0]} | {cells[1]} | {r.n_pairs} ({r.n_scenarios}) | {least} |"
@@ -225,8 +246,8 @@ def refusals_judged(facts: Facts) -> str:
     if raters and spec.rpartition("/")[2] in found["labelled"]:
         known = f"two of them agree on {raters['n']} answers at kappa {kappa(raters)}"
     return (
-        f"Judged by raters, who saw neither arm nor verdict, `{spec}`: {known}. As for the rule `{OVER_REFUSAL}`, "
-        f"which needs nobody: {rule}."
+        f"Judged by raters (language models, no person), who saw neither arm nor verdict, `{spec}`: {known}. As for "
+        f"the rule `{OVER_REFUSAL}`, which needs nobody: {rule}."
     )
 
 
@@ -302,13 +323,13 @@ def cap_rate(facts: Facts) -> Iterator[str]:
     if not cap:
         yield gap(f"karma run recipes/{facts.recipe.name}.toml --to axis")
         return
-    yield "| Held-out responses | Tokens capped | Dose: mean change in the activation's length |"
+    yield "| Held-out responses | Tokens capped (95%) | Dose: mean change in the activation's length |"
     yield "|---|--:|--:|"
     kinds = cap.get("measured", {}).get("heldout", {}).get("kinds", {})
     for kind, words in KINDS.items():
         if kind in kinds:
-            yield f"| {words} | {kinds[kind]['cap_rate']['mean']:.0%} | {kinds[kind]['dose']['mean']:.2%} |"
-    yield f"| all | {cap['cap_rate']['mean']:.0%} | {cap['dose']['mean']:.2%} |"
+            yield f"| {words} | {capped_share(kinds[kind])} | {kinds[kind]['dose']['mean']:.2%} |"
+    yield f"| all | {capped_share(cap)} | {cap['dose']['mean']:.2%} |"
     if fidelity:
         yield ""
         yield (

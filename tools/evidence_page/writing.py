@@ -61,6 +61,12 @@ def correction(found: Corrected | None, *, signed: bool = False) -> str:
     return f"{write(found.value)} ({write(found.low)} to {write(found.high)})"
 
 
+def capped_share(measured: Mapping[str, Any]) -> str:
+    """Share of tokens that a cap acts on, with its interval where that was measured."""
+    span = measured.get("cap_rate_interval")
+    return f"{measured['cap_rate']['mean']:.0%}" + (f" ({span['low']:.0%} to {span['high']:.0%})" if span else "")
+
+
 def deviations(mean: Mean | None) -> str:
     """A mean drift with its interval, in standard deviations."""
     if mean is None:
