@@ -176,6 +176,14 @@ def test_answers_to_harmless_twins_are_found_by_their_suite(tmp_path: Path) -> N
     assert 100 < len(rows) <= 300
 
 
+def test_a_sheet_of_several_runs_names_them_all(tmp_path: Path) -> None:
+    arms = ["results/smollm2-v1/redteam/tuned", "results/smollm2-v3/redteam/tuned", "results/smollm2-v3/redteam/base"]
+    words = ["redteam", "sheet", *arms, "--suite", "suites/standard-58.jsonl", "--seed", "0"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "sheet.jsonl")])
+    assert done.exit_code == 0, done.output
+    assert {row.source for row in read_sheet(tmp_path / "sheet.jsonl")} == {"model:smollm2-v1+smollm2-v3"}
+
+
 def karma_error(*words: object) -> int:
     """Exit code of a command that ends in an error of ours, as the program gives it."""
     import subprocess

@@ -55,7 +55,8 @@ def sheet(
     if not suite:
         suite = load_recipe(place / "recipe.toml").redteam.suite
     arms = [arm.seeds for folder in folders for arm in read_arms([folder])]
-    source = f"model:{place.resolve().name}"
+    runs = dict.fromkeys(folder.resolve().parent.parent.name for folder in folders)
+    source = f"model:{'+'.join(runs)}"  # of all: which answer is whose, a sheet does not tell
     rows = make_sheet(load_suite(find("suites", suite)), arms, source=source, seeds=seed)
     if not rows:
         raise InputError(
