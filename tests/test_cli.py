@@ -20,6 +20,7 @@ import tiny
 from karma_electric.cli.main import guarded, main
 from karma_electric.core.artifact import MANIFEST, seal
 from karma_electric.core.resources import resource_root
+from karma_electric.kept import write_kept
 
 ROOT = Path(__file__).resolve().parent.parent
 ORIGINAL = ROOT / "bodhisattva_inference.py"
@@ -408,6 +409,84 @@ def test_verify_of_one_artifact_looks_at_that_one(run: Path) -> None:
 def test_verify_of_a_torn_manifest_is_no_traceback(run: Path) -> None:
     (run / "adapter" / MANIFEST).write_text('{"kind": "adap')
     karma("verify", run, cwd=run).refused(2, "manifest.json is not JSON", "--force")
+
+
+# --- kept results: the small files of a run, without its weights
+
+
+@pytest.fixture
+def kept(run: Path, tmp_path: Path) -> Path:
+    """What is kept of that run: of its adapter, a file was left out."""
+    (run / "adapter" / MANIFEST).unlink()
+    (run / "adapter" / "weights.bin").write_text("large")
+    release = json.loads((run / "release" / MANIFEST).read_text())["id"]
+    adapter = seal(run / "adapter", kind="adapter", config={"seed": 0}, inputs={"release": release})
+    (run / "redteam" / "base" / MANIFEST).unlink()
+    seal(run / "redteam" / "base", kind="redteam", config={"seed": 0}, inputs={"adapter": adapter.id})
+    folder = tmp_path / "results" / "trial"
+    shutil.copytree(run, folder)
+    (folder / "adapter" / "weights.bin").unlink()
+    (folder / "recipe.toml").write_text(RECIPE.format(base="base"))
+    write_kept(folder)
+    return folder
+
+
+def test_verify_takes_what_kept_results_left_out_for_no_damage(kept: Path, tmp_path: Path) -> None:
+    ended = karma("verify", "results/trial", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert lines[:3] == [
+        "release          ok",
+        "adapter          ok, 1 file left out on purpose",
+        "redteam/base     ok",
+    ]
+    assert lines[-1] == "These are kept results: 1 file left out on purpose (kept.json)."
+    found = json.loads(karma("verify", "results/trial", "--json", cwd=tmp_path).out)
+    assert (found["ok"], found["left_out"]) == (True, ["adapter/weights.bin"])
+    single = karma("verify", "results/trial/adapter", cwd=tmp_path)
+    assert (single.code, single.out.splitlines()[0]) == (0, "adapter          ok, 1 file left out on purpose")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda folder: (folder / "adapter" / "out.txt").unlink(), "out.txt is missing"),
+        (lambda folder: (folder / "adapter" / "weights.bin").write_text("other"), "weights.bin was changed"),
+    ],
+    ids=["one that was kept is gone", "one that was left out is another"],
+)
+def test_verify_of_spoilt_kept_results_advises_nothing_that_replaces_them(
+    kept: Path, tmp_path: Path, spoil: Callable[[Path], object], problem: str
+) -> None:
+    spoil(kept)
+    for path in ("results/trial", "results/trial/adapter"):
+        ended = karma("verify", path, cwd=tmp_path)
+        ended.refused(1, "not intact", "git diff results/trial", "in runs/trial: karma run results/trial/recipe.toml")
+        assert problem in ended.out
+        assert "--force" not in ended.err
+        assert "--run-dir" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["chat", "results/demo/merged"], "runs/demo/merged"),
+        (["chat", "results/demo/gguf/karma-electric-smollm2-135m-demo-q8_0.gguf"], "runs/demo/gguf/karma-electric"),
+        (["serve", "results/demo/capped", "--port", "0"], "runs/demo/capped"),
+        (["serve", "results/demo", "--port", "0"], "runs/demo."),
+        (["axis", "show", "results/demo"], "runs/demo."),
+        (["axis", "show", "results/demo/axis"], "runs/demo/axis."),
+    ],
+    ids=" ".join,
+)
+def test_what_needs_the_weights_of_kept_results_says_how_to_have_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], given: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    ended = karma_here(monkeypatch, capsys, *words)
+    ended.refused(
+        3, "kept figures of a run without its weights", f"karma run results/demo/recipe.toml. Then give {given}"
+    )
 
 
 # --- chat, and the original's command line

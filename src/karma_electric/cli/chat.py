@@ -106,6 +106,7 @@ def open_session(
     from karma_electric.cli.chat_session import Session
     from karma_electric.core.errors import InputError
     from karma_electric.core.extras import require
+    from karma_electric.kept import require_weights
     from karma_electric.models.engines.hf import HfEngine
     from karma_electric.models.engines.named import engine_kind, open_engine
     from karma_electric.models.loading import load_model, load_tokenizer
@@ -113,6 +114,7 @@ def open_session(
 
     if alpha is not None and not 0.0 <= alpha <= 1.0:
         raise InputError(f"--alpha is {alpha:g}, expected a number from 0 (off) to 1 (hard).", "0.5 is the soft cap.")
+    require_weights(Path(name))
     if engine_kind(name, engine, hooks=cap is not None or bool(alpha) or needs_cap) != "hf":
         file = Path(name.removeprefix("scripted:"))
         prompt = system if system is not None else run_persona(file.resolve().parent)

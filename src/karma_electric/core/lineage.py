@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from karma_electric.core.artifact import MANIFEST, Manifest, content_hash, damage, read_manifest
@@ -33,13 +33,17 @@ def artifacts_of(run: Path) -> list[Path]:
 
 
 def problems_of(
-    run: Path, each: Callable[[int, int, str], None] = lambda done, total, name: None
+    run: Path,
+    each: Callable[[int, int, str], None] = lambda done, total, name: None,
+    *,
+    absent: Collection[Path] = (),
 ) -> dict[str, list[str]]:
     """What is wrong with each artifact of a run, by its name; every file is hashed again, and the lineage followed.
 
     Args:
         run: the run's folder.
         each: told (done, total, name) before each artifact is hashed.
+        absent: files that may be missing, see `damage`.
 
     Raises:
         MissingError: no such folder, or nothing made there yet.
@@ -50,7 +54,7 @@ def problems_of(
     found: dict[str, list[str]] = {}
     for done, (name, folder) in enumerate(folders.items()):
         each(done, len(folders), name)
-        found[name] = damage(folder) + broken_links(manifests[name], manifests)
+        found[name] = damage(folder, absent=absent) + broken_links(manifests[name], manifests)
     for name in (stage for stage in STAGES if stage != "redteam"):
         if name not in found and (run / name).exists():
             found[name] = ["has no manifest"]

@@ -128,6 +128,7 @@ def _load(path: Path, site: str | None) -> _Shown:
 
 def _find(path: Path) -> Path:
     from karma_electric.core.errors import MissingError
+    from karma_electric.kept import require_weights
     from karma_electric.steer.spec import AXIS_FILE
 
     if path.is_file():
@@ -135,6 +136,7 @@ def _find(path: Path) -> Path:
     for file in (path / AXIS_FILE, path / "axis" / AXIS_FILE):
         if file.is_file():
             return file
+    require_weights(path)
     found = f"{path} holds no {AXIS_FILE}" if path.is_dir() else f"{path} does not exist"
     raise MissingError(
         f"{found}; expected an axis, its folder or a run's folder.", "Make one first: karma run RECIPE --to axis"
