@@ -274,6 +274,15 @@ def test_a_dry_run_lists_every_stage_and_makes_nothing(folder: Path) -> None:
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.parametrize("words", [["--dry-run"], []], ids=["dry", "real"])
+def test_a_base_that_can_hold_no_cap_is_refused_before_it_is_trained(folder: Path, words: list[str]) -> None:
+    (folder / "base" / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    ended = karma("run", "trial.toml", *words, cwd=folder)
+    ended.refused(2, "cannot go on to the stage capped", "GPT2LMHeadModel cannot hold a cap neuron", "--to axis")
+    assert not (folder / "runs").exists()
+    assert karma("run", "trial.toml", "--dry-run", "--to", "axis", cwd=folder).code == 0
+
+
 # --- show and verify
 
 

@@ -333,6 +333,18 @@ def test_from_after_to_is_refused(chain: Chain) -> None:
 # --- dry runs
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_a_later_stage_refuses_beforehand_is_said_before_the_first(chain: Chain, dry_run: bool) -> None:
+    def refuse() -> None:
+        raise InputError("c/y takes no such model.", "Give another.")
+
+    stages = [replace(stage, require=refuse) if stage.name == "c/y" else stage for stage in chain.stages()]
+    with pytest.raises(InputError, match="takes no such model"):
+        run_stages(chain.run, stages, dry_run=dry_run, progress=Silent())
+    assert chain.executed() == []
+    assert dict(run_stages(chain.run, stages, last="b", progress=Silent())) == {"a": "made", "b": "made"}
+
+
 def test_a_dry_run_of_nothing_makes_not_even_the_folder(chain: Chain) -> None:
     assert chain.go(dry_run=True) == dict.fromkeys(Chain.names, "would be made")
     assert not chain.run.exists()

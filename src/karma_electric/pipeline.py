@@ -58,6 +58,7 @@ class Stage:
         scratch_bytes: disk it needs besides while it is at work.
         take_over: puts into the folder what may be kept of an earlier artifact; called before `execute` where it begins
             with an empty folder, and not where all of it is asked for again.
+        require: raises `InputError` for what this stage would refuse and can be known before the first one runs.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Stage:
     space_bytes: int = 10_000_000
     scratch_bytes: int = 0
     take_over: Callable[[Path, Progress], None] | None = None
+    require: Callable[[], None] | None = None
 
     @property
     def id(self) -> str:
@@ -144,8 +146,12 @@ def run_stages(
         BusyError: another process works in this run.
         ArtifactError: something else is there and `force` is off; says what differs.
         MissingError: a stage before `first` is not done.
+        InputError: a chosen stage would refuse its model.
     """
     chosen = _between(stages, first, last)
+    for stage in chosen:
+        if stage.require is not None:
+            stage.require()
     redo = {stage.name for stage in chosen} if force and first else set()
     _check_before(run, stages[: stages.index(chosen[0])], first)
     if dry_run:

@@ -100,6 +100,7 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
         execute: Callable[[Path, Progress], Mapping[str, Any] | None],
         *,
         resumable: bool = False,
+        require: Callable[[], None] | None = None,
     ) -> str:
         kind = name.partition("/")[0]
         need = space.get(kind, Space(10_000_000))
@@ -113,6 +114,7 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
                 resumable=resumable,
                 space_bytes=need.stays,
                 scratch_bytes=need.scratch,
+                require=require,
             )
         )
         return stages[-1].id
@@ -151,6 +153,7 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
         {"merged": merged, "axis": axis, "heldout": hashes["heldout"]},
         partial(_capped, recipe, files, run),
         resumable=True,
+        require=partial(_require_bakeable_base, base),
     )
     gguf = add(
         "gguf",
@@ -207,6 +210,26 @@ def _check_data(recipe: Recipe, base: ModelRef, files: Mapping[str, Path]) -> No
     blocks = read_json(base.path / "config.json").get("num_hidden_layers")
     if isinstance(blocks, int):
         layer_range(blocks, layers=recipe.axis.layers, depth=recipe.axis.depth)
+
+
+def _require_bakeable_base(base: ModelRef) -> None:
+    """Refuse a base whose tuned model could hold no cap: both have the same architecture.
+
+    Raises:
+        InputError: says why, and how to stop before the cap is baked.
+    """
+    from karma_electric.steer.neuron import require_bakeable
+
+    config = read_json(base.path / "config.json")
+    if not config.get("architectures"):  # known once it is loaded
+        return
+    try:
+        require_bakeable(config, ())
+    except InputError as error:
+        raise InputError(
+            f"model.base {base.name!r} cannot go on to the stage capped. {error.message}",
+            f"{error.hint} The stages before it can be made: add --to axis.",
+        ) from None
 
 
 def _config(section: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
