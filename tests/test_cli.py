@@ -340,6 +340,40 @@ def test_where_nothing_was_made_it_says_how_to_make_a_run(folder: Path, verb: st
     assert len(ended.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["chat", "runs/demo"],
+        ["chat", "runs/demo/gguf/a.gguf"],
+        ["serve", "runs/demo/merged", "--port", "0"],
+        ["chat", "base", "--cap", "runs/demo/axis"],
+        ["redteam", "compare", "runs/demo", "base"],
+        ["axis", "show", "runs/demo"],
+        ["drift", "talk.json", "--cap", "runs/demo/axis"],
+        ["ollama", "create", "trial", "runs/demo"],
+    ],
+    ids=" ".join,
+)
+def test_of_a_run_that_is_not_there_every_command_says_how_to_make_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    (folder / "talk.json").write_text(json.dumps({"messages": talk}))
+    ended = karma_here(monkeypatch, capsys, *words)
+    ended.refused(3, "runs/demo", "does not exist", "Make a run first: karma run recipes/demo.toml")
+
+
+def test_of_a_stage_that_was_not_made_yet_it_says_how_to_make_that(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "runs" / "trial").mkdir(parents=True)
+    shutil.copyfile(folder / "trial.toml", folder / "runs" / "trial" / "recipe.toml")
+    ended = karma_here(monkeypatch, capsys, "chat", "runs/trial/merged")
+    ended.refused(3, "karma run runs/trial/recipe.toml --run-dir runs/trial --to merged")
+
+
 def test_show_of_a_missing_recipe(tmp_path: Path) -> None:
     karma("show", "nowhere.toml", cwd=tmp_path).refused(3, "'nowhere.toml' does not exist")
 

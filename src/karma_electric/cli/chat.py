@@ -215,6 +215,7 @@ def find_cap(model: Path, given: Path | None, *, alpha: float | None = None, nee
         InputError: the model has its cap compiled in. MissingError: a cap is needed and there is none.
     """
     from karma_electric.core.errors import MissingError
+    from karma_electric.core.lineage import missing_run_hint
     from karma_electric.steer.spec import CAP_FILE
 
     needed = needed or bool(alpha)
@@ -227,7 +228,7 @@ def find_cap(model: Path, given: Path | None, *, alpha: float | None = None, nee
         if not file.is_file():
             raise MissingError(
                 f"The cap {given} does not exist.",
-                "Give the cap.json of a run, such as runs/demo/axis/cap.json.",
+                missing_run_hint(given) or "Give the cap.json of a run, such as runs/demo/axis/cap.json.",
             )
         return file
     beside = model.parent / "axis" / CAP_FILE

@@ -9,7 +9,26 @@ from karma_electric.core.artifact import MANIFEST, Manifest, content_hash, damag
 from karma_electric.core.errors import MissingError
 
 STAGES = ("release", "adapter", "merged", "axis", "capped", "gguf", "redteam", "report", "card")
+_RUNS = "runs"  # where runs are made unless they are told otherwise
+_MAKE_A_RUN = "Make a run first: karma run recipes/demo.toml"
 BESIDE = ("benign", "capability", "drift")  # further suites that arms are asked; most runs have none
+
+
+def missing_run_hint(path: Path) -> str | None:
+    """What to type where a path is not there, and it would lie in a run below `runs/`; None of any other path.
+
+    That is to make the run, or where there is one, its stage.
+    """
+    parts = path.parts
+    if path.exists() or _RUNS not in parts[:-1]:
+        return None
+    name, *inside = parts[parts.index(_RUNS) + 1 :]
+    run = Path(*parts[: parts.index(_RUNS) + 1], name)
+    if not run.is_dir():
+        return _MAKE_A_RUN
+    if (run / "recipe.toml").is_file() and inside and inside[0] in STAGES and not (run / inside[0]).exists():
+        return f"Make it: karma run {run}/recipe.toml --run-dir {run} --to {inside[0]}"
+    return None
 
 
 def artifacts_of(run: Path) -> list[Path]:
@@ -26,7 +45,7 @@ def artifacts_of(run: Path) -> list[Path]:
     folders = [m.parent for m in manifests if not m.relative_to(run).parts[0].startswith(".")]
     if not folders:
         state = "has no artifacts" if run.is_dir() else "is no run" if run.exists() else "does not exist"
-        raise MissingError(f"{run} {state}.", "Make a run first: karma run recipes/demo.toml")
+        raise MissingError(f"{run} {state}.", _MAKE_A_RUN)
     order = ("release", "adapter", "merged", "axis", "capped", "gguf", *groups, "report", "card")
     rank = {kind: number for number, kind in enumerate(order)}
     return sorted(folders, key=lambda f: (rank.get(read_manifest(f).kind, 99), read_manifest(f).created, f.name))
