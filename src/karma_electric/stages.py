@@ -50,7 +50,7 @@ def plan_release(recipe: Recipe, *, force: bool = False) -> Stage:
         MissingError: the corpus does not exist.
         DataError: a line of it that cannot be used.
     """
-    source = find("corpus", recipe.release.corpus)
+    source = find("corpus", recipe.release.corpus, key="release.corpus")
     return Stage(
         "release",
         "release",
@@ -77,9 +77,9 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
     llama_terms(recipe, {})  # a name that may not be published is refused before anything is trained
     base = resolve(recipe.model.base, recipe.model.revision)
     files = {
-        "contrast": find("suites", recipe.axis.contrast),
-        "calibration": find("suites", recipe.axis.calibration),
-        "heldout": find("suites", recipe.axis.heldout),
+        "contrast": find("suites", recipe.axis.contrast, key="axis.contrast"),
+        "calibration": find("suites", recipe.axis.calibration, key="axis.calibration"),
+        "heldout": find("suites", recipe.axis.heldout, key="axis.heldout"),
     }
     _check_data(recipe, base, files)
     hashes = {role: _hash_data(path) for role, path in files.items()}
