@@ -259,6 +259,20 @@ def test_other_settings_are_refused_with_what_differs(folder: Path) -> None:
     assert karma(*other, "--force", cwd=folder).code == 0
 
 
+def test_of_an_edited_corpus_a_broken_line_is_told_before_any_advice_to_replace(folder: Path) -> None:
+    words = ["run", "trial.toml", "--to", "release", "--set", "release.corpus=words"]
+    assert karma(*words, cwd=folder).code == 0
+    file = folder / "words" / "adversarial.jsonl"
+    good = file.read_text(encoding="utf-8")
+    file.write_text(good + "{'id': 1}\n", encoding="utf-8")
+    for dry_run in ([], ["--dry-run"]):
+        broken = karma(*words, *dry_run, cwd=folder)
+        broken.refused(2, "adversarial.jsonl line 5: not JSON")
+        assert "--force" not in broken.err
+    file.write_text("".join(good.splitlines(keepends=True)[:3]), encoding="utf-8")
+    karma(*words, cwd=folder).refused(2, "the corpus has changed since", "--force")
+
+
 def test_the_recipe_is_kept_with_its_overrides_and_runs_again(folder: Path) -> None:
     words = ["--to", "release", "--set", "release.corpus=words", "--set", "release.validation_fraction=0.25"]
     assert karma("run", "trial.toml", *words, cwd=folder).code == 0

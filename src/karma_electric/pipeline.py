@@ -35,9 +35,16 @@ from karma_electric.core.artifact import (
     write_json,
 )
 from karma_electric.core.errors import ArtifactError, BusyError, InputError, MissingError, SpaceError
+from karma_electric.core.lineage import BESIDE, STAGES
 from karma_electric.core.progress import Progress
 
 _PARTIAL = ".partial"
+_SAID = {  # roles of inputs whose names alone do not say what they are
+    "base": "base model",
+    "contrast": "file of contrast prompts",
+    "calibration": "file of calibration prompts",
+    "heldout": "file of held-out prompts",
+}
 _ATTEMPTS = 10
 
 State = Literal["done", "todo", "differs", "damaged", "foreign"]
@@ -297,15 +304,24 @@ def _refuse_other(run: Path, stage: Stage, force: bool) -> None:
     if state == "damaged":
         raise ArtifactError(f"{folder} is damaged (see: karma verify {run}).", "Replace it with --force.")
     manifest = read_manifest(folder)
+    others = _changed_files(run, manifest.inputs, stage.inputs)
     changes = difference(
-        {"config": manifest.config, "inputs": manifest.inputs},
-        {"config": stage.config, "inputs": stage.inputs},
+        {"config": manifest.config, "inputs": {r: id_ for r, id_ in manifest.inputs.items() if r not in others}},
+        {"config": stage.config, "inputs": {r: id_ for r, id_ in stage.inputs.items() if r not in others}},
     )
+    changes += [f"the {_SAID.get(role, role)} has changed since, or is another" for role in others]
     changes += [f"the contents of {role} have changed since" for role in _changed_parents(run, manifest)]
     raise ArtifactError(
         f"{folder} was made from something else: {'; '.join(changes)}.",
         "Replace it and what follows from it with --force, or keep it and choose another folder (--run-dir, or OUT).",
     )
+
+
+def _changed_files(run: Path, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Roles of inputs that are files of the user's and are others now; the rest are artifacts of the run."""
+    both = [role for role in new if role in old and old[role] != new[role]]
+    stages = (*STAGES, *BESIDE)
+    return [role for role in both if role.partition("/")[0] not in stages and not (run / role / MANIFEST).is_file()]
 
 
 def _foreign(folder: Path, hint: str) -> ArtifactError:

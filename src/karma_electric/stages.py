@@ -57,6 +57,7 @@ def plan_release(recipe: Recipe, *, force: bool = False) -> Stage:
         {**_config(recipe.release, without=("corpus",)), "system_prompt": recipe.persona.system_prompt},
         {"corpus": _hash_source(source, graded=recipe.release.minimum_grade is not None, force=force)},
         partial(_release, recipe, source, force),
+        require=partial(_require_examples, source),
     )
 
 
@@ -210,6 +211,14 @@ def _check_data(recipe: Recipe, base: ModelRef, files: Mapping[str, Path]) -> No
     blocks = read_json(base.path / "config.json").get("num_hidden_layers")
     if isinstance(blocks, int):
         layer_range(blocks, layers=recipe.axis.layers, depth=recipe.axis.depth)
+
+
+def _require_examples(source: Path) -> None:
+    """Refuse a corpus folder with a line that is no example: an artifact made from it before need not be replaced."""
+    from karma_electric.data.corpus import read_corpus
+
+    if source.is_dir():
+        read_corpus(source)
 
 
 def _require_bakeable_base(base: ModelRef) -> None:
