@@ -182,7 +182,7 @@ def test_the_version(tmp_path: Path) -> None:
     [
         (["nowhere.toml"], 3, ["'nowhere.toml' does not exist", "Shipped with the package: demo.toml"]),
         (["words"], 2, ["words is a folder", "Recipes end in .toml."]),
-        (["trial.toml", "--set", "train.epoch=1"], 2, ["unknown key 'train.epoch'", "Did you mean 'epochs'?"]),
+        (["trial.toml", "--set", "train.epoch=1"], 2, ["--set train.epoch: unknown key", "Did you mean train.epochs?"]),
         (["trial.toml", "--set", "train.epochs=many"], 2, ["train.epochs", "found 'many'"]),
         (["trial.toml", "--set", "epochs"], 2, ["--set 'epochs' is not KEY=VALUE"]),
         (["trial.toml", "--set", "model.base=./nowhere"], 3, ["'./nowhere' does not exist", "hub id"]),
