@@ -89,8 +89,12 @@ def made_anew(results: Path) -> tuple[str, str]:
     return command, f"runs/{name}"
 
 
-def require_weights(path: Path) -> None:
+def require_weights(path: Path, part: str = ".") -> None:
     """Raise `MissingError` where kept results lack what a model, an axis or a run is loaded from, or the file itself.
+
+    Args:
+        path: what was asked for: the results, an artifact or a file of them.
+        part: of a run, what to ask for instead where the results as a whole were given.
 
     Raises:
         ArtifactError: kept.json is damaged.
@@ -99,7 +103,7 @@ def require_weights(path: Path) -> None:
     if results is None or not absent_on_purpose(path):
         return
     command, run = made_anew(results)
-    inside = path.relative_to(results).as_posix()
+    inside = path.relative_to(results).as_posix() if path != results else part
     raise MissingError(
         f"{path} has the kept figures of a run without its weights (left out on purpose, see {results / KEPT}).",
         f"Make the run again: {command}. Then give {run if inside == '.' else f'{run}/{inside}'}.",

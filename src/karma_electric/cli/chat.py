@@ -114,7 +114,7 @@ def open_session(
 
     if alpha is not None and not 0.0 <= alpha <= 1.0:
         raise InputError(f"--alpha is {alpha:g}, expected a number from 0 (off) to 1 (hard).", "0.5 is the soft cap.")
-    require_weights(Path(name))
+    require_weights(Path(name), "merged")
     if engine_kind(name, engine, hooks=cap is not None or bool(alpha) or needs_cap) != "hf":
         file = Path(name.removeprefix("scripted:"))
         prompt = system if system is not None else run_persona(file.resolve().parent)
