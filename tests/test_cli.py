@@ -20,6 +20,7 @@ import tiny
 from karma_electric.cli.main import guarded, main
 from karma_electric.core.artifact import MANIFEST, seal
 from karma_electric.core.resources import resource_root
+from karma_electric.kept import write_kept
 
 ROOT = Path(__file__).resolve().parent.parent
 ORIGINAL = ROOT / "bodhisattva_inference.py"
@@ -181,15 +182,21 @@ def test_the_version(tmp_path: Path) -> None:
     [
         (["nowhere.toml"], 3, ["'nowhere.toml' does not exist", "Shipped with the package: demo.toml"]),
         (["words"], 2, ["words is a folder", "Recipes end in .toml."]),
-        (["trial.toml", "--set", "train.epoch=1"], 2, ["unknown key 'train.epoch'", "Did you mean 'epochs'?"]),
+        (["trial.toml", "--set", "train.epoch=1"], 2, ["--set train.epoch: unknown key", "Did you mean train.epochs?"]),
         (["trial.toml", "--set", "train.epochs=many"], 2, ["train.epochs", "found 'many'"]),
         (["trial.toml", "--set", "epochs"], 2, ["--set 'epochs' is not KEY=VALUE"]),
         (["trial.toml", "--set", "model.base=./nowhere"], 3, ["'./nowhere' does not exist", "hub id"]),
         (["trial.toml", "--set", "model.base=words"], 3, ["words is a folder without config.json"]),
         (["trial.toml", "--set", "model.base=builtin:gpt"], 3, ["no 'builtin:gpt'", "builtin:smollm2-135m"]),
         (["trial.toml", "--set", "model.base=some-owner/no-model"], 3, ["could not be fetched from the hub"]),
-        (["trial.toml", "--set", "release.corpus=nowhere"], 3, ["corpus: 'nowhere' does not exist"]),
-        (["trial.toml", "--set", "redteam.suite=nowhere"], 3, ["suites: 'nowhere' does not exist", "starter-30"]),
+        (["trial.toml", "--set", "release.corpus=nowhere"], 3, ["release.corpus: 'nowhere' does not exist"]),
+        (["trial.toml", "--set", "redteam.suite=nowhere"], 3, ["redteam.suite: 'nowhere' does", "starter-30"]),
+        (["trial.toml", "--set", "redteam.labelled=x.jsonl"], 3, ["redteam.labelled: 'x.jsonl' does not exist"]),
+        (
+            ["trial.toml", "--set", "axis.depth=[0.7, 0.9]", "--set", "axis.contrast=contrast20.jsonl"],
+            3,
+            ["axis.contrast: 'contrast20.jsonl' does not exist", "Did you mean 'contrast-200.jsonl'?"],
+        ),
         (["trial.toml", "--from", "tarin"], 2, ["--from 'tarin' is not a stage", "release, adapter, merged"]),
         (["trial.toml", "--to", "tarin"], 2, ["--to 'tarin' is not a stage"]),
         (["trial.toml", "--from", "card", "--to", "release"], 2, ["--from card comes after --to release"]),
@@ -256,6 +263,20 @@ def test_other_settings_are_refused_with_what_differs(folder: Path) -> None:
     assert karma(*other, "--force", cwd=folder).code == 0
 
 
+def test_of_an_edited_corpus_a_broken_line_is_told_before_any_advice_to_replace(folder: Path) -> None:
+    words = ["run", "trial.toml", "--to", "release", "--set", "release.corpus=words"]
+    assert karma(*words, cwd=folder).code == 0
+    file = folder / "words" / "adversarial.jsonl"
+    good = file.read_text(encoding="utf-8")
+    file.write_text(good + "{'id': 1}\n", encoding="utf-8")
+    for dry_run in ([], ["--dry-run"]):
+        broken = karma(*words, *dry_run, cwd=folder)
+        broken.refused(2, "adversarial.jsonl line 5: not JSON")
+        assert "--force" not in broken.err
+    file.write_text("".join(good.splitlines(keepends=True)[:3]), encoding="utf-8")
+    karma(*words, cwd=folder).refused(2, "the corpus has changed since", "--force")
+
+
 def test_the_recipe_is_kept_with_its_overrides_and_runs_again(folder: Path) -> None:
     words = ["--to", "release", "--set", "release.corpus=words", "--set", "release.validation_fraction=0.25"]
     assert karma("run", "trial.toml", *words, cwd=folder).code == 0
@@ -271,6 +292,15 @@ def test_a_dry_run_lists_every_stage_and_makes_nothing(folder: Path) -> None:
     stages = ["release", "adapter", "merged", "axis", "capped", "gguf", "redteam/base", "redteam/tuned"]
     assert lines == dict.fromkeys([*stages, "redteam/capped", "report", "card"], "would be made")
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], []], ids=["dry", "real"])
+def test_a_base_that_can_hold_no_cap_is_refused_before_it_is_trained(folder: Path, words: list[str]) -> None:
+    (folder / "base" / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    ended = karma("run", "trial.toml", *words, cwd=folder)
+    ended.refused(2, "cannot go on to the stage capped", "GPT2LMHeadModel cannot hold a cap neuron", "--to axis")
+    assert not (folder / "runs").exists()
+    assert karma("run", "trial.toml", "--dry-run", "--to", "axis", cwd=folder).code == 0
 
 
 # --- show and verify
@@ -328,6 +358,40 @@ def test_where_nothing_was_made_it_says_how_to_make_a_run(folder: Path, verb: st
     ended = karma(verb, path, cwd=folder)
     ended.refused(3, named, "karma run recipes/demo.toml")
     assert len(ended.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["chat", "runs/demo"],
+        ["chat", "runs/demo/gguf/a.gguf"],
+        ["serve", "runs/demo/merged", "--port", "0"],
+        ["chat", "base", "--cap", "runs/demo/axis"],
+        ["redteam", "compare", "runs/demo", "base"],
+        ["axis", "show", "runs/demo"],
+        ["drift", "talk.json", "--cap", "runs/demo/axis"],
+        ["ollama", "create", "trial", "runs/demo"],
+    ],
+    ids=" ".join,
+)
+def test_of_a_run_that_is_not_there_every_command_says_how_to_make_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    (folder / "talk.json").write_text(json.dumps({"messages": talk}))
+    ended = karma_here(monkeypatch, capsys, *words)
+    ended.refused(3, "runs/demo", "does not exist", "Make a run first: karma run recipes/demo.toml")
+
+
+def test_of_a_stage_that_was_not_made_yet_it_says_how_to_make_that(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "runs" / "trial").mkdir(parents=True)
+    shutil.copyfile(folder / "trial.toml", folder / "runs" / "trial" / "recipe.toml")
+    ended = karma_here(monkeypatch, capsys, "chat", "runs/trial/merged")
+    ended.refused(3, "karma run runs/trial/recipe.toml --run-dir runs/trial --to merged")
 
 
 def test_show_of_a_missing_recipe(tmp_path: Path) -> None:
@@ -408,6 +472,84 @@ def test_verify_of_one_artifact_looks_at_that_one(run: Path) -> None:
 def test_verify_of_a_torn_manifest_is_no_traceback(run: Path) -> None:
     (run / "adapter" / MANIFEST).write_text('{"kind": "adap')
     karma("verify", run, cwd=run).refused(2, "manifest.json is not JSON", "--force")
+
+
+# --- kept results: the small files of a run, without its weights
+
+
+@pytest.fixture
+def kept(run: Path, tmp_path: Path) -> Path:
+    """What is kept of that run: of its adapter, a file was left out."""
+    (run / "adapter" / MANIFEST).unlink()
+    (run / "adapter" / "weights.bin").write_text("large")
+    release = json.loads((run / "release" / MANIFEST).read_text())["id"]
+    adapter = seal(run / "adapter", kind="adapter", config={"seed": 0}, inputs={"release": release})
+    (run / "redteam" / "base" / MANIFEST).unlink()
+    seal(run / "redteam" / "base", kind="redteam", config={"seed": 0}, inputs={"adapter": adapter.id})
+    folder = tmp_path / "results" / "trial"
+    shutil.copytree(run, folder)
+    (folder / "adapter" / "weights.bin").unlink()
+    (folder / "recipe.toml").write_text(RECIPE.format(base="base"))
+    write_kept(folder)
+    return folder
+
+
+def test_verify_takes_what_kept_results_left_out_for_no_damage(kept: Path, tmp_path: Path) -> None:
+    ended = karma("verify", "results/trial", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert lines[:3] == [
+        "release          ok",
+        "adapter          ok, 1 file left out on purpose",
+        "redteam/base     ok",
+    ]
+    assert lines[-1] == "These are kept results: 1 file left out on purpose (kept.json)."
+    found = json.loads(karma("verify", "results/trial", "--json", cwd=tmp_path).out)
+    assert (found["ok"], found["left_out"]) == (True, ["adapter/weights.bin"])
+    single = karma("verify", "results/trial/adapter", cwd=tmp_path)
+    assert (single.code, single.out.splitlines()[0]) == (0, "adapter          ok, 1 file left out on purpose")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda folder: (folder / "adapter" / "out.txt").unlink(), "out.txt is missing"),
+        (lambda folder: (folder / "adapter" / "weights.bin").write_text("other"), "weights.bin was changed"),
+    ],
+    ids=["one that was kept is gone", "one that was left out is another"],
+)
+def test_verify_of_spoilt_kept_results_advises_nothing_that_replaces_them(
+    kept: Path, tmp_path: Path, spoil: Callable[[Path], object], problem: str
+) -> None:
+    spoil(kept)
+    for path in ("results/trial", "results/trial/adapter"):
+        ended = karma("verify", path, cwd=tmp_path)
+        ended.refused(1, "not intact", "git diff results/trial", "in runs/trial: karma run results/trial/recipe.toml")
+        assert problem in ended.out
+        assert "--force" not in ended.err
+        assert "--run-dir" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["chat", "results/demo/merged"], "runs/demo/merged"),
+        (["chat", "results/demo/gguf/karma-electric-smollm2-135m-demo-q8_0.gguf"], "runs/demo/gguf/karma-electric"),
+        (["serve", "results/demo/capped", "--port", "0"], "runs/demo/capped"),
+        (["serve", "results/demo", "--port", "0"], "runs/demo/merged."),
+        (["axis", "show", "results/demo"], "runs/demo."),
+        (["axis", "show", "results/demo/axis"], "runs/demo/axis."),
+    ],
+    ids=" ".join,
+)
+def test_what_needs_the_weights_of_kept_results_says_how_to_have_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], given: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    ended = karma_here(monkeypatch, capsys, *words)
+    ended.refused(
+        3, "kept figures of a run without its weights", f"karma run results/demo/recipe.toml. Then give {given}"
+    )
 
 
 # --- chat, and the original's command line

@@ -120,6 +120,11 @@ def test_shortened_prompts_are_named(run: Run, tmp_path: Path) -> None:
         ((*TOWARD, "--responses", "x.jsonl"), 2, "--position response"),
         ((*TOWARD, "--position", "response", "--responses", "x.jsonl"), 3, "x.jsonl"),
         ((*TOWARD, "--contrast", "nothing.jsonl"), 3, "nothing.jsonl"),
+        (
+            (*TOWARD, "--contrast", "empty.jsonl"),
+            2,
+            'empty.jsonl holds no prompts. One JSON object per line, such as {"id',
+        ),
         ((*TOWARD, "--max-length", "9"), 2, "without any user text"),
         (("--recipe", "nothing.toml"), 3, "nothing.toml"),
     ],
@@ -128,6 +133,7 @@ def test_what_cannot_be_is_refused(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, named: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
     run(tmp_path / "a", *words).refused(code, named)
     assert not (tmp_path / "a").exists()
 

@@ -182,6 +182,16 @@ def test_one_seed_and_several_meet_in_the_one(karma: Karma, run: Path, tmp_path:
     assert (result["seeds"], result["n_pairs"]) == ([0], 54)
 
 
+def test_one_scenario_is_told_in_the_singular(karma: Karma, tmp_path: Path) -> None:
+    suite = fake_run.write_suite(tmp_path / "one.jsonl", 1)
+    for arm, outcome in (("a", BASE[:1]), ("b", TUNED[:1])):
+        fake_run.write_arm(tmp_path / arm, arm, suite, outcome, answer=arm)
+    ended = karma("compare", "a", "b")
+    assert ended.code == 0, ended.err
+    assert "none with this scenario; " in ended.out
+    assert "like it\n" in ended.out
+
+
 # What it refuses
 
 

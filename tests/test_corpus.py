@@ -164,6 +164,20 @@ def test_a_bad_line_is_refused_with_file_and_line(tmp_path: Path, line: object, 
     assert named in text
 
 
+def test_a_misspelt_key_is_named_with_what_it_was_to_be(tmp_path: Path) -> None:
+    line = {{"analysis": "analyses"}.get(key, key): value for key, value in GOOD.items()}
+    text = refusal(folder_of(tmp_path, line))
+    assert "line 1: unknown key 'analyses'. Did you mean 'analysis'?" in text
+
+
+@pytest.mark.parametrize("extra", [{}, {"id": "a", "source": "me"}])
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_a_chat_of_another_form_is_told_how_to_come_in(tmp_path: Path, key: str, extra: dict[str, str]) -> None:
+    text = refusal(folder_of(tmp_path, {key: GOOD["messages"], **extra}))
+    for part in ("a chat, and no example yet", "'added_in'", "karma data import FILE", "karma data review"):
+        assert part in text
+
+
 def test_an_id_used_in_another_file_is_refused(tmp_path: Path) -> None:
     folder_of(tmp_path, GOOD)
     folder_of(tmp_path, GOOD | {"category": "crisis-response"}, name="crisis-response.jsonl")

@@ -183,6 +183,17 @@ def test_a_target_the_model_does_not_have_is_named(tiny_path: Path) -> None:
         estimated(tiny_path, [9], target_modules=["c_attn"])
 
 
+def test_of_a_gpt2_the_layers_that_could_be_targets_are_named_and_estimated(tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    sizes = {"vocab_size": 50, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    GPT2Config(**sizes, architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"no 'q_proj'.* It has c_attn, c_fc, c_proj \(of the kind Conv1D"):
+        estimated(tmp_path, [9], target_modules=["q_proj"])
+    found = estimated(tmp_path, [9], target_modules=["c_attn"], rank=4)
+    assert found.trainable_parameters == 2 * 4 * (32 + 96)
+
+
 def test_the_speed_that_is_measured_is_a_speed() -> None:
     assert measure_speed(torch.float32, "cpu", size=64, seconds=0.01) > 1e6
 

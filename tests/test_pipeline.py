@@ -178,6 +178,20 @@ def test_another_input_is_refused_by_its_name(chain: Chain) -> None:
         chain.go()
 
 
+def test_a_file_that_is_another_now_is_told_in_words(chain: Chain) -> None:
+    chain.go()
+    stages = [replace(chain.stages()[0], inputs={"corpus": "1", "heldout": "1"})]
+    with pytest.raises(ArtifactError) as caught:
+        run_stages(chain.run, stages, progress=Silent())
+    assert caught.value.message.endswith(
+        'run/a was made from something else: inputs.heldout: null -> "1"; the corpus has changed since, or is another.'
+    )
+    run_stages(chain.run, stages, force=True, progress=Silent())
+    stages = [replace(stages[0], inputs={"corpus": "1", "heldout": "2"})]
+    with pytest.raises(ArtifactError, match="something else: the file of held-out prompts has changed since"):
+        run_stages(chain.run, stages, progress=Silent())
+
+
 def test_nothing_is_done_when_a_later_stage_is_refused(chain: Chain) -> None:
     """Hours of training must not come before the refusal."""
     chain.go()
@@ -331,6 +345,18 @@ def test_from_after_to_is_refused(chain: Chain) -> None:
 
 
 # --- dry runs
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_a_later_stage_refuses_beforehand_is_said_before_the_first(chain: Chain, dry_run: bool) -> None:
+    def refuse() -> None:
+        raise InputError("c/y takes no such model.", "Give another.")
+
+    stages = [replace(stage, require=refuse) if stage.name == "c/y" else stage for stage in chain.stages()]
+    with pytest.raises(InputError, match="takes no such model"):
+        run_stages(chain.run, stages, dry_run=dry_run, progress=Silent())
+    assert chain.executed() == []
+    assert dict(run_stages(chain.run, stages, last="b", progress=Silent())) == {"a": "made", "b": "made"}
 
 
 def test_a_dry_run_of_nothing_makes_not_even_the_folder(chain: Chain) -> None:

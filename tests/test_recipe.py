@@ -131,6 +131,14 @@ def test_a_missing_section_says_what_to_add(recipe_file: Path) -> None:
     assert error.hint == "Add it: [model]: The model to start from."
 
 
+def test_of_an_empty_recipe_all_that_is_missing_is_named_and_where_to_copy_one(recipe_file: Path) -> None:
+    recipe_file.write_text("")
+    error = refused(recipe_file)
+    assert error.message == "trial.toml: 'name', 'model', 'persona' and 'card' are missing."
+    assert error.hint.startswith("Copy a shipped recipe and change it: cp ")
+    assert error.hint.endswith("demo.toml trial.toml")
+
+
 def test_several_mistakes_are_counted(recipe_file: Path) -> None:
     error = refused(spoil(recipe_file, "epochs = 2.0", "epoch = 2.0\nranks = 4"))
     assert "(1 more after this one)" in error.message
@@ -232,8 +240,26 @@ def test_an_override_below_a_value_is_refused(recipe_file: Path) -> None:
     assert "'epochs' is a value, not a section" in refused(recipe_file, "train.epochs.more=1").message
 
 
-def test_a_typo_in_an_override_is_named_like_one_in_the_file(recipe_file: Path) -> None:
-    assert refused(recipe_file, "train.epoch=1").hint == "Did you mean 'epochs'?"
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.epoch=1", "--set train.epoch: unknown key. Did you mean train.epochs?"),
+        ("trian.epochs=1", "--set trian.epochs: unknown key. Did you mean train.epochs?"),
+        ("train.zzz=1", "--set train.zzz: unknown key. Known keys here: quantisation, rank"),
+        ("train.epochs=many", "--set train.epochs: "),
+    ],
+)
+def test_a_mistake_in_an_override_is_the_overrides_and_not_the_files(
+    recipe_file: Path, override: str, said: str
+) -> None:
+    error = refused(recipe_file, "train.rank=8", override)
+    assert str(error).startswith(said)
+    assert recipe_file.name not in str(error)
+
+
+def test_beside_an_override_a_mistake_in_the_file_is_the_files(recipe_file: Path) -> None:
+    error = refused(spoil(recipe_file, "epochs = 2.0", "epoch = 2.0"), "train.rank=8")
+    assert str(error) == "trial.toml: unknown key 'train.epoch'. Did you mean 'epochs'?"
 
 
 # --- every key is explained
@@ -247,7 +273,7 @@ def test_every_key_and_section_is_explained(name: str, section: type[BaseModel])
 
 @pytest.mark.parametrize("name", [name for name, _ in sections()])
 def test_every_section_refuses_unknown_keys(recipe_file: Path, name: str) -> None:
-    assert f"unknown key '{name}.zzz'" in refused(recipe_file, f"{name}.zzz=1").message
+    assert f"--set {name}.zzz: unknown key" in refused(recipe_file, f"{name}.zzz=1").message
 
 
 @pytest.mark.parametrize("file", [f for f in SHIPPED if f.stem != "demo"], ids=lambda file: file.stem)

@@ -71,8 +71,9 @@ def plan_arms(
         if kind == "benign" and (labelled := _labels_of(recipe, suite)):
             stages.append(_judge_stage(recipe, kind, suite, labelled))
     if recipe.redteam.labelled:
-        suite = find("suites", recipe.redteam.suite)
-        stages.append(_judge_stage(recipe, "attack", suite, find("suites", recipe.redteam.labelled)))
+        suite = find("suites", recipe.redteam.suite, key="redteam.suite")
+        labelled = find("suites", recipe.redteam.labelled, key="redteam.labelled")
+        stages.append(_judge_stage(recipe, "attack", suite, labelled))
     return stages
 
 
@@ -81,7 +82,8 @@ def _labels_of(recipe: Recipe, suite: Path) -> Path | None:
     name = labels_named(recipe, "benign")
     if not name:
         return None
-    path = find("suites", name)
+    by_labels = recipe.redteam.benign_scorer == f"labels:{name}"
+    path = find("suites", name, key=f"redteam.benign_{'scorer' if by_labels else 'labelled'}")
     asked = {row.get("id") for _, row in read_jsonl(suite) if isinstance(row, dict)}
     return (
         path if any(row.get("scenario_id") in asked for _, row in read_jsonl(path) if isinstance(row, dict)) else None

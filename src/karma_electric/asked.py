@@ -28,7 +28,8 @@ def suites_of(recipe: Recipe) -> dict[Kind, Path]:
         MissingError: one is not there.
         InputError: two of one kind.
     """
-    return require_one_of_a_kind([find("suites", name) for name in (recipe.redteam.suite, *recipe.redteam.beside)])
+    beside = (find("suites", name, key="redteam.beside") for name in recipe.redteam.beside)
+    return require_one_of_a_kind([find("suites", recipe.redteam.suite, key="redteam.suite"), *beside])
 
 
 def asked_config(recipe: Recipe, kind: Kind = "attack") -> dict[str, Any]:
@@ -76,7 +77,10 @@ def judge_inputs(recipe: Recipe, kind: Kind = "attack") -> dict[str, str]:
     spec = scorer_named(recipe, kind)
     names = [name.partition(":") for name in spec.removeprefix("ensemble:").split("+")]
     weights = {"".join(name): read_id(find_weights("".join(name))) for name in names if name[0] == "semantic"}
-    return weights | {"".join(name): hash_file(find("suites", name[2])) for name in names if name[0] == "labels"}
+    key = "redteam.benign_scorer" if kind == "benign" else "redteam.scorer"
+    return weights | {
+        "".join(name): hash_file(find("suites", name[2], key=key)) for name in names if name[0] == "labels"
+    }
 
 
 def chosen_scorer(recipe: Recipe, kind: Kind = "attack") -> Scorer:

@@ -89,7 +89,7 @@ def plan_attack(recipe: Recipe, plan: Plan, arm: str, target: Endpoint) -> Stage
 
     if require_method(plan.method) in NEEDS_ATTACKER and plan.attacker is None:
         raise InputError(f"The attack {plan.method} needs an attacker.", "Give one: --attacker MODEL.")
-    suite = find("suites", recipe.redteam.suite)
+    suite = find("suites", recipe.redteam.suite, key="redteam.suite")
     require_attacks(suite)
     attacker = plan.attacker if plan.method in NEEDS_ATTACKER else None
     budget: dict[str, Any] = {key: getattr(plan, key) for key in ("turns", "queries", "candidates", "limit")}

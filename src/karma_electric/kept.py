@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from karma_electric.core.artifact import is_whole, read_json, read_manifest, write_json
-from karma_electric.core.errors import ArtifactError
+from karma_electric.core.errors import ArtifactError, MissingError, RecipeError
+from karma_electric.core.recipe import load_recipe
 
 KEPT = "kept.json"
+_RECIPE = "recipe.toml"
 
 
 def write_kept(results: Path) -> list[str]:
@@ -55,3 +57,54 @@ def is_there(run: Path, folder: Path, left_out: frozenset[str]) -> bool:
         elif path.stat().st_size != size:
             return False
     return True
+
+
+def kept_around(path: Path) -> Path | None:
+    """The kept results that a path is, or lies in: `results/demo` for `results/demo/merged`; else None."""
+    deepest = 2  # an arm in redteam/, a file of an artifact
+    above = (path, *path.parents[:deepest])
+    return next((folder for folder in above if (folder / KEPT).is_file()), None)
+
+
+def absent_on_purpose(path: Path) -> frozenset[Path]:
+    """Files of kept results that are not there on purpose: those of the whole run, or of one artifact of it.
+
+    Raises:
+        ArtifactError: kept.json is damaged.
+    """
+    results = kept_around(path)
+    if results is None:
+        return frozenset()
+    files = (results / name for name in files_left_out(results))
+    return frozenset(file for file in files if file.is_relative_to(path) and not file.is_file())
+
+
+def made_anew(results: Path) -> tuple[str, str]:
+    """The command that makes the run of kept results again, beside them and not in their place; and its folder."""
+    command = f"karma run {results / _RECIPE}"
+    try:
+        name = load_recipe(results.absolute() / _RECIPE).name
+    except (MissingError, RecipeError):
+        return command, "runs/NAME"
+    return command, f"runs/{name}"
+
+
+def require_weights(path: Path, part: str = ".") -> None:
+    """Raise `MissingError` where kept results lack what a model, an axis or a run is loaded from, or the file itself.
+
+    Args:
+        path: what was asked for: the results, an artifact or a file of them.
+        part: of a run, what to ask for instead where the results as a whole were given.
+
+    Raises:
+        ArtifactError: kept.json is damaged.
+    """
+    results = kept_around(path)
+    if results is None or not absent_on_purpose(path):
+        return
+    command, run = made_anew(results)
+    inside = path.relative_to(results).as_posix() if path != results else part
+    raise MissingError(
+        f"{path} has the kept figures of a run without its weights (left out on purpose, see {results / KEPT}).",
+        f"Make the run again: {command}. Then give {run if inside == '.' else f'{run}/{inside}'}.",
+    )

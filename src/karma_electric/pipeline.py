@@ -35,9 +35,16 @@ from karma_electric.core.artifact import (
     write_json,
 )
 from karma_electric.core.errors import ArtifactError, BusyError, InputError, MissingError, SpaceError
+from karma_electric.core.lineage import BESIDE, STAGES
 from karma_electric.core.progress import Progress
 
 _PARTIAL = ".partial"
+_SAID = {  # roles of inputs whose names alone do not say what they are
+    "base": "base model",
+    "contrast": "file of contrast prompts",
+    "calibration": "file of calibration prompts",
+    "heldout": "file of held-out prompts",
+}
 _ATTEMPTS = 10
 
 State = Literal["done", "todo", "differs", "damaged", "foreign"]
@@ -58,6 +65,7 @@ class Stage:
         scratch_bytes: disk it needs besides while it is at work.
         take_over: puts into the folder what may be kept of an earlier artifact; called before `execute` where it begins
             with an empty folder, and not where all of it is asked for again.
+        require: raises `InputError` for what this stage would refuse and can be known before the first one runs.
     """
 
     name: str
@@ -69,6 +77,7 @@ class Stage:
     space_bytes: int = 10_000_000
     scratch_bytes: int = 0
     take_over: Callable[[Path, Progress], None] | None = None
+    require: Callable[[], None] | None = None
 
     @property
     def id(self) -> str:
@@ -144,8 +153,12 @@ def run_stages(
         BusyError: another process works in this run.
         ArtifactError: something else is there and `force` is off; says what differs.
         MissingError: a stage before `first` is not done.
+        InputError: a chosen stage would refuse its model.
     """
     chosen = _between(stages, first, last)
+    for stage in chosen:
+        if stage.require is not None:
+            stage.require()
     redo = {stage.name for stage in chosen} if force and first else set()
     _check_before(run, stages[: stages.index(chosen[0])], first)
     if dry_run:
@@ -291,15 +304,24 @@ def _refuse_other(run: Path, stage: Stage, force: bool) -> None:
     if state == "damaged":
         raise ArtifactError(f"{folder} is damaged (see: karma verify {run}).", "Replace it with --force.")
     manifest = read_manifest(folder)
+    others = _changed_files(run, manifest.inputs, stage.inputs)
     changes = difference(
-        {"config": manifest.config, "inputs": manifest.inputs},
-        {"config": stage.config, "inputs": stage.inputs},
+        {"config": manifest.config, "inputs": {r: id_ for r, id_ in manifest.inputs.items() if r not in others}},
+        {"config": stage.config, "inputs": {r: id_ for r, id_ in stage.inputs.items() if r not in others}},
     )
+    changes += [f"the {_SAID.get(role, role)} has changed since, or is another" for role in others]
     changes += [f"the contents of {role} have changed since" for role in _changed_parents(run, manifest)]
     raise ArtifactError(
         f"{folder} was made from something else: {'; '.join(changes)}.",
         "Replace it and what follows from it with --force, or keep it and choose another folder (--run-dir, or OUT).",
     )
+
+
+def _changed_files(run: Path, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Roles of inputs that are files of the user's and are others now; the rest are artifacts of the run."""
+    both = [role for role in new if role in old and old[role] != new[role]]
+    stages = (*STAGES, *BESIDE)
+    return [role for role in both if role.partition("/")[0] not in stages and not (run / role / MANIFEST).is_file()]
 
 
 def _foreign(folder: Path, hint: str) -> ArtifactError:

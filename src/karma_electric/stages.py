@@ -50,13 +50,14 @@ def plan_release(recipe: Recipe, *, force: bool = False) -> Stage:
         MissingError: the corpus does not exist.
         DataError: a line of it that cannot be used.
     """
-    source = find("corpus", recipe.release.corpus)
+    source = find("corpus", recipe.release.corpus, key="release.corpus")
     return Stage(
         "release",
         "release",
         {**_config(recipe.release, without=("corpus",)), "system_prompt": recipe.persona.system_prompt},
         {"corpus": _hash_source(source, graded=recipe.release.minimum_grade is not None, force=force)},
         partial(_release, recipe, source, force),
+        require=partial(_require_examples, source),
     )
 
 
@@ -77,9 +78,9 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
     llama_terms(recipe, {})  # a name that may not be published is refused before anything is trained
     base = resolve(recipe.model.base, recipe.model.revision)
     files = {
-        "contrast": find("suites", recipe.axis.contrast),
-        "calibration": find("suites", recipe.axis.calibration),
-        "heldout": find("suites", recipe.axis.heldout),
+        "contrast": find("suites", recipe.axis.contrast, key="axis.contrast"),
+        "calibration": find("suites", recipe.axis.calibration, key="axis.calibration"),
+        "heldout": find("suites", recipe.axis.heldout, key="axis.heldout"),
     }
     _check_data(recipe, base, files)
     hashes = {role: _hash_data(path) for role, path in files.items()}
@@ -100,6 +101,7 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
         execute: Callable[[Path, Progress], Mapping[str, Any] | None],
         *,
         resumable: bool = False,
+        require: Callable[[], None] | None = None,
     ) -> str:
         kind = name.partition("/")[0]
         need = space.get(kind, Space(10_000_000))
@@ -113,6 +115,7 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
                 resumable=resumable,
                 space_bytes=need.stays,
                 scratch_bytes=need.scratch,
+                require=require,
             )
         )
         return stages[-1].id
@@ -151,6 +154,7 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
         {"merged": merged, "axis": axis, "heldout": hashes["heldout"]},
         partial(_capped, recipe, files, run),
         resumable=True,
+        require=partial(_require_bakeable_base, base),
     )
     gguf = add(
         "gguf",
@@ -207,6 +211,34 @@ def _check_data(recipe: Recipe, base: ModelRef, files: Mapping[str, Path]) -> No
     blocks = read_json(base.path / "config.json").get("num_hidden_layers")
     if isinstance(blocks, int):
         layer_range(blocks, layers=recipe.axis.layers, depth=recipe.axis.depth)
+
+
+def _require_examples(source: Path) -> None:
+    """Refuse a corpus folder with a line that is no example: an artifact made from it before need not be replaced."""
+    from karma_electric.data.corpus import read_corpus
+
+    if source.is_dir():
+        read_corpus(source)
+
+
+def _require_bakeable_base(base: ModelRef) -> None:
+    """Refuse a base whose tuned model could hold no cap: both have the same architecture.
+
+    Raises:
+        InputError: says why, and how to stop before the cap is baked.
+    """
+    from karma_electric.steer.neuron import require_bakeable
+
+    config = read_json(base.path / "config.json")
+    if not config.get("architectures"):  # known once it is loaded
+        return
+    try:
+        require_bakeable(config, ())
+    except InputError as error:
+        raise InputError(
+            f"model.base {base.name!r} cannot go on to the stage capped. {error.message}",
+            f"{error.hint} The stages before it can be made: add --to axis.",
+        ) from None
 
 
 def _config(section: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:

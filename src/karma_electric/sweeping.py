@@ -67,13 +67,14 @@ class Suites:
             InputError: harmless twins that are none: their judge would take help for what was wanted; or attacks that
                 are none.
         """
-        if (kind := kind_of(find("suites", benign))) != "benign":
+        if (kind := kind_of(find("suites", benign, key="--benign"))) != "benign":
             raise InputError(
                 f"{benign} is a suite of kind {kind}, expected harmless twins (every id begins with {PREFIX}).",
                 "Give another with --benign; benign-100.jsonl is shipped.",
             )
         files = {"suite": recipe.redteam.suite, "benign": benign, "capability": capability}
-        paths = {role: find("suites", name) for role, name in files.items()}
+        keys = {"suite": "redteam.suite", "benign": "--benign", "capability": "--capability"}
+        paths = {role: find("suites", name, key=keys[role]) for role, name in files.items()}
         require_attacks(paths["suite"])
         return cls(
             tuple(spread(load_suite(paths["suite"]), limit)),

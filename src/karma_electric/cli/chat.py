@@ -106,6 +106,7 @@ def open_session(
     from karma_electric.cli.chat_session import Session
     from karma_electric.core.errors import InputError
     from karma_electric.core.extras import require
+    from karma_electric.kept import require_weights
     from karma_electric.models.engines.hf import HfEngine
     from karma_electric.models.engines.named import engine_kind, open_engine
     from karma_electric.models.loading import load_model, load_tokenizer
@@ -113,6 +114,7 @@ def open_session(
 
     if alpha is not None and not 0.0 <= alpha <= 1.0:
         raise InputError(f"--alpha is {alpha:g}, expected a number from 0 (off) to 1 (hard).", "0.5 is the soft cap.")
+    require_weights(Path(name), "merged")
     if engine_kind(name, engine, hooks=cap is not None or bool(alpha) or needs_cap) != "hf":
         file = Path(name.removeprefix("scripted:"))
         prompt = system if system is not None else run_persona(file.resolve().parent)
@@ -213,6 +215,7 @@ def find_cap(model: Path, given: Path | None, *, alpha: float | None = None, nee
         InputError: the model has its cap compiled in. MissingError: a cap is needed and there is none.
     """
     from karma_electric.core.errors import MissingError
+    from karma_electric.core.lineage import missing_run_hint
     from karma_electric.steer.spec import CAP_FILE
 
     needed = needed or bool(alpha)
@@ -225,7 +228,7 @@ def find_cap(model: Path, given: Path | None, *, alpha: float | None = None, nee
         if not file.is_file():
             raise MissingError(
                 f"The cap {given} does not exist.",
-                "Give the cap.json of a run, such as runs/demo/axis/cap.json.",
+                missing_run_hint(given) or "Give the cap.json of a run, such as runs/demo/axis/cap.json.",
             )
         return file
     beside = model.parent / "axis" / CAP_FILE

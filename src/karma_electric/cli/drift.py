@@ -125,6 +125,7 @@ def locate(model: str | None, cap: Path | None, transcripts: list[Transcript]) -
         MissingError: they are not there, or nothing says which.
     """
     from karma_electric.core.errors import InputError, MissingError
+    from karma_electric.core.lineage import missing_run_hint
     from karma_electric.steer.neuron import FILE as COMPILED
     from karma_electric.steer.spec import CAP_FILE
 
@@ -159,7 +160,8 @@ def locate(model: str | None, cap: Path | None, transcripts: list[Transcript]) -
             )
     file = cap / CAP_FILE if cap.is_dir() else cap
     if not file.is_file():
-        raise MissingError(f"The cap {cap} does not exist.", "Give the cap.json of a run: --cap runs/demo/axis")
+        hint = missing_run_hint(cap) or "Give the cap.json of a run: --cap runs/demo/axis"
+        raise MissingError(f"The cap {cap} does not exist.", hint)
     if model is None:
         merged = file.resolve().parent.parent / "merged"
         if not merged.is_dir():

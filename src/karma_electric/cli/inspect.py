@@ -50,28 +50,60 @@ def verify(
 ) -> None:
     """Hash every file again and follow the lineage: exit code 1 if anything is missing, changed or unconnected.
 
+    Of kept results, as in results/, the files that kept.json lists are left out on purpose, and count as no damage.
+
     Example: karma verify runs/demo
     """
     from karma_electric.core.artifact import MANIFEST, damage
     from karma_electric.core.errors import GateError
+    from karma_electric.kept import absent_on_purpose, kept_around
 
     single = (path / MANIFEST).is_file()
-    found = {path.name: damage(path)} if single else problems_of(path)
+    absent = absent_on_purpose(path)
+    found = {path.name: damage(path, absent=absent)} if single else problems_of(path, absent=absent)
     made = {name.partition("/")[0] for name in found}
     not_made = [stage for stage in STAGES if stage not in made]
     bad = {name: problems for name, problems in found.items() if problems}
     if json_:
-        print(json.dumps({"ok": not bad, "artifacts": found}, indent=2))
+        left_out = sorted(file.relative_to(path).as_posix() for file in absent)
+        print(json.dumps({"ok": not bad, "artifacts": found, "left_out": left_out}, indent=2))
     else:
         for name, problems in found.items():
-            print(f"{name:<16} {'ok' if not problems else '; '.join(problems)}")
+            folder = path if single else path / name
+            out = sum(file.is_relative_to(folder) for file in absent)
+            words = f"{_files(out)} left out on purpose" if out else ""
+            print(f"{name:<16} {'; '.join(problems) or ', '.join(filter(None, ['ok', words]))}")
         if not single and not_made:
             print(f"not made yet: {', '.join(not_made)}")
+        if absent:
+            print(f"These are kept results: {_files(len(absent))} left out on purpose (kept.json).")
     if bad:
+        kept = kept_around(path)
         raise GateError(
             f"{len(bad)} of {len(found)} artifacts are not intact.",
-            f"Make them again: karma run {path}/recipe.toml --run-dir {path} --force",
+            _make_again(path) if kept is None else _take_again(kept),
         )
+
+
+def _make_again(path: Path) -> str:
+    """What to type where a run, or an artifact of one, is not intact."""
+    run = next((folder for folder in (path, *path.parents) if (folder / "recipe.toml").is_file()), path)
+    return f"Make them again: karma run {run}/recipe.toml --run-dir {run} --force"
+
+
+def _take_again(results: Path) -> str:
+    """What to type where kept results are not intact: nothing that would put other results in their place."""
+    from karma_electric.kept import made_anew
+
+    command, run = made_anew(results)
+    return (
+        f"They are kept results, so nothing is made in their place: compare them with where they came from (git diff "
+        f"{results}), or make the run anew in {run}: {command}"
+    )
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'s' * (count != 1)}"
 
 
 def _show_artifact(manifest: dict[str, Any]) -> None:

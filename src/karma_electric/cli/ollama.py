@@ -68,6 +68,7 @@ def find_modelfile(path: Path, variant: str | None) -> Path:
         InputError: a file and a variant.
     """
     from karma_electric.core.errors import InputError, MissingError
+    from karma_electric.core.lineage import missing_run_hint
 
     if path.is_file():
         if variant is not None:
@@ -81,7 +82,8 @@ def find_modelfile(path: Path, variant: str | None) -> Path:
             return (folder / names[0]).resolve()
     there = sorted(file.name for folder in (path, path / "gguf") for file in folder.glob("Modelfile*"))
     if not path.exists():
-        raise MissingError(f"{path} does not exist.", "Give a run, a folder with a Modelfile, or a Modelfile.")
+        hint = missing_run_hint(path) or "Give a run, a folder with a Modelfile, or a Modelfile."
+        raise MissingError(f"{path} does not exist.", hint)
     hint = (
         f"There are: {', '.join(there)}. --variant takes what follows the dot; without it, Modelfile is meant."
         if there

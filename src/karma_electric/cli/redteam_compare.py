@@ -188,7 +188,10 @@ def _print_pair(pair: PairReport, confidence: float, *, n_tests: int) -> None:
         rows.append(("in one arm only", f"{result.n_unmatched} answers, left out"))
     effect = "none" if result.smallest_effect is None else f"{100 * result.smallest_effect:.0f} points"
     price = ", ".join(f"{100 * float(e):g} points needs {n:,}" for e, n in result.scenarios_needed.items())
-    rows.append(("found 4 times in 5", f"{effect} with these {result.n_scenarios} scenarios; {price} like them"))
+    these = "this scenario" if result.n_scenarios == 1 else f"these {result.n_scenarios} scenarios"
+    rows.append(
+        ("found 4 times in 5", f"{effect} with {these}; {price} like {'it' if these[:4] == 'this' else 'them'}")
+    )
     for name, text in rows:
         print(f"  {name:<19} {text}")
     print(f"  {'category':<24} {'pairs':>5} {pair.a:>10} {pair.b:>10} {'points':>7} {'p':>7} {'Holm':>7}  least p")

@@ -46,10 +46,12 @@ def open_model(name: str, opening: Opening) -> tuple[LiveEngine, Served]:
         ArtifactError: a damaged model, or a cap for one of another shape.
     """
     from karma_electric.core.errors import InputError
+    from karma_electric.kept import require_weights
     from karma_electric.models.engines.named import engine_kind
 
     if opening.alpha is not None and not 0.0 <= opening.alpha <= 1.0:
         raise InputError(f"--alpha is {opening.alpha:g}, expected a number from 0 (off) to 1 (hard).", "0.5 is soft.")
+    require_weights(Path(name), "merged")
     kind = engine_kind(name, opening.engine, hooks=opening.cap is not None or bool(opening.alpha))
     if kind == "scripted":
         return _scripted(name, opening)

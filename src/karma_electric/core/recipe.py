@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from karma_electric.core.errors import MissingError, RecipeError
-from karma_electric.core.resources import find
+from karma_electric.core.resources import find, resource_root
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -358,7 +359,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise _explain(file, error) from None
+        raise _explain(file, error, [override.partition("=")[0].strip() for override in overrides]) from None
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -378,7 +379,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     table[parts[-1]] = value
 
 
-def _explain(file: Path, error: ValidationError) -> RecipeError:
+def _explain(file: Path, error: ValidationError, set_: Sequence[str]) -> RecipeError:
+    """What is wrong with a recipe: the first problem; `set_` are the keys that --set gave."""
     problems = error.errors(include_url=False)
     # an unknown key first: when a required one is misspelt, it is the same mistake as the missing one
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
@@ -386,19 +388,38 @@ def _explain(file: Path, error: ValidationError) -> RecipeError:
     key = ".".join(parts)
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
     where = f"{file.name}: "
+    given = next((asked for asked in set_ if asked == key or asked.startswith(f"{key}.")), None)
     if problem["type"] == "extra_forbidden":
         known = list(_section_at(parts[:-1]).model_fields)
         close = difflib.get_close_matches(parts[-1], known, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"Known keys here: {', '.join(known)}."
-        return RecipeError(f"{where}unknown key {key!r}{more}.", hint)
+        hint = f"Known keys here: {', '.join(known)}."
+        if given is not None:
+            meant = ".".join([*parts[:-1], *close]) + given[len(key) :]
+            return RecipeError(f"--set {given}: unknown key{more}.", f"Did you mean {meant}?" if close else hint)
+        return RecipeError(f"{where}unknown key {key!r}{more}.", f"Did you mean {close[0]!r}?" if close else hint)
+    missing = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "missing"]
+    if problem["type"] == "missing" and len(missing) > 1:
+        rest = len(problems) - len(missing)
+        more = f" ({rest} more problem{'s' * (rest > 1)} after these)" if rest else ""
+        return RecipeError(
+            f"{where}{', '.join(map(repr, missing[:-1]))} and {missing[-1]!r} are missing{more}.",
+            f"Copy a shipped recipe and change it: cp {_shown(resource_root('recipes') / 'demo.toml')} {file.name}",
+        )
     if problem["type"] == "missing":
         return RecipeError(f"{where}{key!r} is missing{more}.", f"Add it: {_describe(parts)}.")
     message = str(problem["msg"]).removeprefix("Value error, ")
     found = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
     described = _describe(parts)
+    where = "--set " if given == key else where
     return RecipeError(
         f"{where}{key + ': ' if key else ''}{message}{found}{more}.", f"{described}." if described else ""
     )
+
+
+def _shown(path: Path) -> str:
+    """A path as a user in this folder would type it."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def _section_at(parts: Sequence[str]) -> type[BaseModel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ CATEGORIES = ("ethical-reasoning", "crisis-response", "coding-assistance", "adve
 STATUSES = ("candidate", "accepted", "rejected")
 _TEXT_KEYS = ("id", "category", "source", "license", "added_in", "status")
 _KEYS = {*_TEXT_KEYS, "tags", "messages", "analysis"}
+_CHAT_KEYS = ("messages", "conversations")  # of the forms that other projects keep chats in
+_NOT_IN_CHATS = {"category", "analysis", "added_in"}
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,7 @@ def parse_example(item: object, where: str) -> Example:
         raise DataError(f"{where}: found {type(item).__name__}, expected a JSON object.")
     missing, unknown = _KEYS - item.keys(), item.keys() - _KEYS
     if missing or unknown:
-        found = f"{sorted(missing)[0]!r} is missing" if missing else f"unknown key {sorted(unknown)[0]!r}"
-        raise DataError(f"{where}: {found}.", f"An example has the keys {', '.join(sorted(_KEYS))}.")
+        raise _other_keys(item, sorted(missing), sorted(map(str, unknown)), where)
     for key in _TEXT_KEYS:
         if not isinstance(item[key], str) or not item[key].strip():
             raise DataError(f"{where}: {key!r} is {item[key]!r}, expected text.")
@@ -89,6 +91,22 @@ def parse_example(item: object, where: str) -> Example:
         added_in=item["added_in"],
         status=item["status"],
     )
+
+
+def _other_keys(item: Mapping[str, Any], missing: list[str], unknown: list[str], where: str) -> DataError:
+    """What to say of an object whose keys are not those of an example."""
+    keys = f"An example has the keys {', '.join(sorted(_KEYS))}."
+    for key in unknown:  # a misspelt key is missing too: it is one mistake
+        if close := difflib.get_close_matches(key, missing, n=1):
+            return DataError(f"{where}: unknown key {key!r}.", f"Did you mean {close[0]!r}? {keys}")
+    if set(missing) >= _NOT_IN_CHATS and any(key in item for key in _CHAT_KEYS):
+        return DataError(
+            f"{where}: a chat, and no example yet ({', '.join(map(repr, missing))} are missing).",
+            "Take such a file into a workbench with: karma data import FILE --category CATEGORY. Then decide on it: "
+            'karma data review. A recipe takes what was accepted with release.corpus = "workbench.db".',
+        )
+    found = f"{missing[0]!r} is missing" if missing else f"unknown key {unknown[0]!r}"
+    return DataError(f"{where}: {found}.", keys)
 
 
 def _parse_analysis(item: object, where: str) -> Analysis:

@@ -36,6 +36,7 @@ from karma_electric.core.artifact import (
 )
 from karma_electric.core.errors import MissingError
 from karma_electric.core.extras import EMBEDDED_MODEL, require, version_of
+from karma_electric.core.lineage import missing_run_hint
 from karma_electric.models.loading import quiet_transformers, restore_digit_splitting
 
 BUILTIN = "builtin:smollm2-135m"
@@ -83,10 +84,11 @@ def resolve(name: str, revision: str | None = None) -> ModelRef:
                 "Give a Hugging Face model folder, such as runs/demo/merged.",
             )
         return ModelRef(name, folder.resolve(), folder_fingerprint(folder))
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
+    in_a_run = missing_run_hint(folder)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or in_a_run is not None
     if looks_local or not _HUB_ID.fullmatch(name):
         raise MissingError(
-            f"The model {name!r} does not exist.", f"Give a folder, a hub id (owner/name), or {BUILTIN}."
+            f"The model {name!r} does not exist.", in_a_run or f"Give a folder, a hub id (owner/name), or {BUILTIN}."
         )
     return _from_hub(name, revision)
 
@@ -101,7 +103,9 @@ def resolve_loadable(name: str) -> ModelRef:
         return resolve(name)
     file = Path(name)
     if not file.is_file():
-        raise MissingError(f"{name} does not exist.", "Make it with: karma run RECIPE --to gguf")
+        raise MissingError(
+            f"{name} does not exist.", missing_run_hint(file) or "Make it with: karma run RECIPE --to gguf"
+        )
     require("gguf")
     return ModelRef(name, file.resolve(), hash_file(file)[:16])
 

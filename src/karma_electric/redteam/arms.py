@@ -9,6 +9,7 @@ from typing import Any
 
 from karma_electric.core.artifact import MANIFEST, Manifest, read_json, read_manifest, require_undamaged
 from karma_electric.core.errors import ArtifactError, InputError, MissingError
+from karma_electric.core.lineage import missing_run_hint
 from karma_electric.redteam.judge_error import Judge, are_raters, judge_of, part_of
 from karma_electric.redteam.kinds import GROUPS
 from karma_electric.redteam.runner import SUMMARY
@@ -190,7 +191,8 @@ def read_arm(folder: Path, name: str, *, absent: Collection[Path] = ()) -> ArmFo
         ArtifactError: it is no arm, or its files are not those that were written.
     """
     if not folder.is_dir():
-        raise MissingError(f"{folder} does not exist.", "Give the folder of an arm, such as runs/demo/redteam/base.")
+        hint = missing_run_hint(folder) or "Give the folder of an arm, such as runs/demo/redteam/base."
+        raise MissingError(f"{folder} does not exist.", hint)
     if not (folder / MANIFEST).is_file():
         raise MissingError(
             f"{folder} has no {MANIFEST}: it is not a finished arm.", "Finish it: karma redteam run RECIPE"

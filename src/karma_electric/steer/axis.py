@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from karma_electric.core.artifact import write_atomic
 from karma_electric.core.errors import ArtifactError, MissingError
+from karma_electric.core.lineage import missing_run_hint
 from karma_electric.models.blocks import SITES, Site
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def load_axis(path: Path) -> Axis:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise MissingError(f"{path} does not exist.", "Extract an axis first: karma run RECIPE --to axis")
+        hint = missing_run_hint(path) or "Extract an axis first: karma run RECIPE --to axis"
+        raise MissingError(f"{path} does not exist.", hint)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

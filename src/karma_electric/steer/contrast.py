@@ -51,9 +51,14 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
         if not isinstance(item["prompt"], str) or not item["prompt"].strip():
             raise DataError(f"{where}: the prompt is empty, expected text.")
         prompts.append(Prompt(str(item["id"]), item["kind"], item["prompt"]))
+    if not prompts:
+        raise DataError(
+            f"{path.name} holds no prompts.",
+            'One JSON object per line, such as {"id": "weighty-001", "kind": "weighty", "prompt": "..."}.',
+        )
     ids = [prompt.id for prompt in prompts]
-    if not prompts or len(set(ids)) != len(ids):
-        raise DataError(f"{path.name}: {'an id is used twice' if prompts else 'no prompts'}.", "Ids are unique.")
+    if len(set(ids)) != len(ids):
+        raise DataError(f"{path.name}: an id is used twice.", "Ids are unique.")
     return tuple(prompts)
 
 

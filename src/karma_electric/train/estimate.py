@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from karma_electric.core.recipe import TrainSection
 from karma_electric.train.disk import EIGHT_BIT_MOMENTS, adapter_bytes, checkpoint_bytes
 from karma_electric.train.tokenize import TokenizedSplit
-from karma_electric.train.trainer import require_targets
+from karma_electric.train.trainer import linear_layers, require_targets
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ def estimate(
 
     model = _on_meta(base)
     linear, rest = _weights(model)
-    require_targets(linear, section.target_modules)
+    require_targets(model, linear, section.target_modules)
     trainable = sum(
         section.rank * (inside + outside)
         for name, (outside, inside) in linear.items()
@@ -182,14 +182,7 @@ def _weights(model: Any) -> tuple[dict[str, tuple[int, int]], int]:
 
     The output head stays as it is in NF4 training, whether its weights are those of the embedding or its own.
     """
-    import torch
-
-    head = model.get_output_embeddings()
-    linear = {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
+    linear = linear_layers(model)
     parameters = {id(p): p.numel() for p in model.parameters()}  # tied weights once
     return linear, sum(parameters.values()) - sum(outside * inside for outside, inside in linear.values())
 
@@ -201,7 +194,9 @@ def _activation_bytes(config: Any, positions: int, itemsize: int, *, checkpointi
     activation and product (4); both again in float32 for the adapters' path (half of them). With checkpointing, one
     hidden-sized tensor per block, and one whole block at a time.
     """
-    block = positions * (10 * config.hidden_size + 4 * config.intermediate_size) * itemsize * 3 // 2
+    # GPT-2 has another name for it, and None for 4 times the hidden size
+    intermediate = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    block = positions * (10 * config.hidden_size + 4 * (intermediate or 4 * config.hidden_size)) * itemsize * 3 // 2
     if checkpointing:
         return int(config.num_hidden_layers * positions * config.hidden_size * itemsize + block)
     return int(config.num_hidden_layers * block)

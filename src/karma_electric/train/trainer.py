@@ -53,7 +53,7 @@ def adapted_model(base: Path, section: TrainSection, compute: torch.dtype, *, de
         never_repack(model)
     if quantisation is not None and section.gradient_checkpointing and not sharded():  # it would mix types
         model = prepare_model_for_kbit_training(model)
-    require_targets([name for name, _ in model.named_modules()], section.target_modules)
+    require_targets(model, [name for name, _ in model.named_modules()], section.target_modules)
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
@@ -70,13 +70,38 @@ def adapted_model(base: Path, section: TrainSection, compute: torch.dtype, *, de
     return adapted
 
 
-def require_targets(modules: Iterable[str], targets: Sequence[str]) -> None:
-    """Raise `InputError` unless every target is the last part of some module's dotted name."""
+def linear_layers(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
+    """Name -> shape [out, in] of the linear layers of a model but its output head; GPT-2's Conv1D is one too."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    found: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            found[name] = (module.out_features, module.in_features)
+        elif isinstance(module, Conv1D):
+            found[name] = (module.nf, module.nx)
+    return found
+
+
+def require_targets(model: torch.nn.Module, modules: Iterable[str], targets: Sequence[str]) -> None:
+    """Raise `InputError` unless every target is the last part of some module's dotted name; says which could be."""
+    from transformers.pytorch_utils import Conv1D
+
     names = {name.rsplit(".", 1)[-1] for name in modules}
     unknown = [target for target in targets if target not in names]
-    if unknown:
-        linear = sorted(n for n in names if n.endswith("proj") or n.startswith("fc"))
-        raise InputError(f"train.target_modules: the model has no {unknown[0]!r}.", f"It has {', '.join(linear)}.")
+    if not unknown:
+        return
+    linear = sorted({name.rsplit(".", 1)[-1] for name in linear_layers(model)})
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    kind = " (of the kind Conv1D in transformers)" if transposed else ""
+    hint = (
+        f"It has {', '.join(linear)}{kind}: set train.target_modules to those that get an adapter."
+        if linear
+        else "It has no linear layers, and nothing else can get an adapter: choose another model.base."
+    )
+    raise InputError(f"train.target_modules: the model has no {unknown[0]!r}.", hint)
 
 
 def build_trainer(

@@ -128,6 +128,8 @@ def _load(path: Path, site: str | None) -> _Shown:
 
 def _find(path: Path) -> Path:
     from karma_electric.core.errors import MissingError
+    from karma_electric.core.lineage import missing_run_hint
+    from karma_electric.kept import require_weights
     from karma_electric.steer.spec import AXIS_FILE
 
     if path.is_file():
@@ -135,9 +137,11 @@ def _find(path: Path) -> Path:
     for file in (path / AXIS_FILE, path / "axis" / AXIS_FILE):
         if file.is_file():
             return file
+    require_weights(path)
     found = f"{path} holds no {AXIS_FILE}" if path.is_dir() else f"{path} does not exist"
     raise MissingError(
-        f"{found}; expected an axis, its folder or a run's folder.", "Make one first: karma run RECIPE --to axis"
+        f"{found}; expected an axis, its folder or a run's folder.",
+        missing_run_hint(path) or "Make one first: karma run RECIPE --to axis",
     )
 
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from karma_electric.core.errors import ArtifactError, InputError, MissingError
 from karma_electric.core.extras import require
+from karma_electric.core.lineage import missing_run_hint
 from karma_electric.core.messages import Conversation, as_dicts
 from karma_electric.models.chat_template import DATE
 from karma_electric.models.engines.live import ClosedError
@@ -71,7 +72,8 @@ class LlamaCppEngine:
         import xllamacpp
 
         if not gguf_path.is_file():
-            raise MissingError(f"{gguf_path} does not exist.", "Make it with: karma run RECIPE --to gguf")
+            hint = missing_run_hint(gguf_path) or "Make it with: karma run RECIPE --to gguf"
+            raise MissingError(f"{gguf_path} does not exist.", hint)
         self.slots = slots
         self.context = context
         self._key = secrets.token_hex(16)  # the server inside also listens on localhost: not for others
