@@ -136,7 +136,7 @@ def test_of_an_empty_recipe_all_that_is_missing_is_named_and_where_to_copy_one(r
     error = refused(recipe_file)
     assert error.message == "trial.toml: 'name', 'model', 'persona' and 'card' are missing."
     assert error.hint.startswith("Copy a shipped recipe and change it: cp ")
-    assert error.hint.endswith("demo.toml trial.toml")
+    assert error.hint.endswith(f"demo.toml {recipe_file}")
 
 
 def test_several_mistakes_are_counted(recipe_file: Path) -> None:

@@ -237,7 +237,7 @@ def _require_bakeable_base(base: ModelRef) -> None:
     except InputError as error:
         raise InputError(
             f"model.base {base.name!r} cannot go on to the stage capped. {error.message}",
-            f"{error.hint} The stages before it can be made: add --to axis.",
+            f"Stop before it: add --to axis. {error.hint}",
         ) from None
 
 

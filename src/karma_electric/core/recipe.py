@@ -403,7 +403,7 @@ def _explain(file: Path, error: ValidationError, set_: Sequence[str]) -> RecipeE
         more = f" ({rest} more problem{'s' * (rest > 1)} after these)" if rest else ""
         return RecipeError(
             f"{where}{', '.join(map(repr, missing[:-1]))} and {missing[-1]!r} are missing{more}.",
-            f"Copy a shipped recipe and change it: cp {_shown(resource_root('recipes') / 'demo.toml')} {file.name}",
+            f"Copy a shipped recipe and change it: cp {_shown(resource_root('recipes') / 'demo.toml')} {_shown(file)}",
         )
     if problem["type"] == "missing":
         return RecipeError(f"{where}{key!r} is missing{more}.", f"Add it: {_describe(parts)}.")
