@@ -15,8 +15,9 @@ from scipy.stats import binomtest
 import fake_run
 from karma_electric.card import render_card
 from karma_electric.core.artifact import hash_file, seal, write_json
-from karma_electric.core.errors import ArtifactError, RecipeError
+from karma_electric.core.errors import GateError, RecipeError
 from karma_electric.core.recipe import Recipe
+from karma_electric.kept import write_kept
 from karma_electric.redteam.agreement import agreement
 from karma_electric.redteam.runner import read_verdicts
 from karma_electric.redteam.signals import Outcome
@@ -318,12 +319,94 @@ def test_a_stage_that_is_not_whole_counts_as_missing(tmp_path: Path, recipe: Rec
     assert "--to adapter`)" in card
 
 
-def test_a_damaged_file_is_an_error(tmp_path: Path, recipe: Recipe) -> None:
-    run = fake_run.write_run(tmp_path / "run", recipe, OUTCOMES, stages=("release", "adapter"))
-    file = run / "adapter" / "training.json"
-    file.write_bytes(b"x" * file.stat().st_size)
-    with pytest.raises(ArtifactError, match=r"training\.json is not JSON"):
+# Evidence that is not what was made
+
+
+def with_other_text(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.unlink()  # may be a link
+    file.write_text(text.replace(old, new))
+
+
+def swap(a: Path, b: Path) -> None:
+    a.rename(a.parent / "aside")
+    b.rename(a)
+    (a.parent / "aside").rename(b)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("adapter/training.json", "2.8507763", "1.8507763"),
+        ("adapter/training.json", "2.8507763", "12.8507763"),  # another size, too
+        ("release/summary.json", "121", "921"),
+        ("axis/cap.json", "0.234189", "0.934189"),
+        ("capped/fidelity.json", "0.002427", "0.000427"),
+        ("gguf/Modelfile", "Prompt", "System"),
+        ("redteam/tuned/summary.json", '"pass": 9', '"pass": 8'),
+        ("redteam/base/verdicts.jsonl", '"fail"', '"pass"'),
+    ],
+)
+def test_a_file_that_was_changed_after_it_was_written_is_refused(
+    tmp_path: Path, run: Path, recipe: Recipe, file: str, old: str, new: str
+) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "nothing")
+    with_other_text(copy / file, old, new)
+    folder, _, name = file.rpartition("/")
+    with pytest.raises(GateError, match=rf"run/{folder} is not .*{re.escape(name)} was changed after") as caught:
+        render_card(copy, recipe)
+    assert f"karma verify {copy}" in caught.value.hint
+
+
+def test_a_manifest_that_was_changed_is_refused(tmp_path: Path, run: Path, recipe: Recipe) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "nothing")
+    with_other_text(copy / "release" / "manifest.json", '"stage": "release"', '"stage": "other"')
+    with pytest.raises(GateError, match=r"run/release .*id does not match"):
+        render_card(copy, recipe)
+
+
+def test_a_stage_that_was_made_from_another_than_lies_beside_it_is_refused(
+    tmp_path: Path, run: Path, recipe: Recipe
+) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "adapter")
+    (copy / "adapter").mkdir()
+    write_json(copy / "adapter" / "training.json", fake_run.TRAINING | {"loss_last_tenth": 0.1})
+    seal(copy / "adapter", kind="adapter", config={"stage": "better"}, inputs={})
+    with pytest.raises(GateError, match=r"run/merged .*was made from another adapter"):
+        render_card(copy, recipe)
+
+
+def test_arms_that_changed_folders_are_refused(tmp_path: Path, run: Path, recipe: Recipe) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "nothing")
+    swap(copy / "redteam" / "base", copy / "redteam" / "tuned")
+    with pytest.raises(GateError, match=r"run/redteam/base .*summary\.json is of the arm tuned, expected base"):
+        render_card(copy, recipe)
+
+
+def test_an_arm_that_asked_another_model_than_its_name_says_is_refused(tmp_path: Path, recipe: Recipe) -> None:
+    run = fake_run.write_run(tmp_path / "run", recipe, OUTCOMES)
+    fake_run.reseal(run / "redteam" / "tuned", inputs={"base": "0" * 16})
+    with pytest.raises(GateError, match=r"run/redteam/tuned .*asked base, expected merged"):
         render_card(run, recipe)
+
+
+def test_an_arm_of_another_kind_of_suite_is_refused(tmp_path: Path, run: Path, recipe: Recipe) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "nothing")
+    (copy / "redteam").rename(copy / "benign")
+    with pytest.raises(GateError, match=r"run/benign/base .*is of kind redteam, expected benign"):
+        render_card(copy, recipe)
+
+
+def test_weights_that_kept_results_left_out_are_not_missed(tmp_path: Path, run: Path, recipe: Recipe) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "nothing")
+    (copy / "adapter" / "adapter_model.safetensors").unlink()
+    (copy / "release" / "train.jsonl").unlink()
+    write_kept(copy)
+    assert render_card(copy, recipe) == render_card(run, recipe)
+    with_other_text(copy / "adapter" / "training.json", "2.8507763", "1.8507763")
+    with pytest.raises(GateError, match=r"training\.json was changed"):
+        render_card(copy, recipe)
 
 
 # Llama

@@ -81,7 +81,7 @@ def render_card(run: Path, recipe: Recipe, *, earlier: Sequence[Path] = ()) -> s
 
     Raises:
         RecipeError: name, licence, language or base model that may not be published like this.
-        ArtifactError: a damaged file.
+        GateError, ArtifactError: a file that is not what was made; see `read_run`.
     """
     evidence = read_run(run, recipe)
     terms = llama_terms(recipe, evidence.config)
