@@ -94,6 +94,24 @@ def test_what_was_measured_is_not_said_to_be_missing(card: str, run: Path, recip
     assert neither.count("**not measured** (run `karma redteam run") == 3
 
 
+@pytest.mark.parametrize("gone", ["redteam/tuned", "redteam"])
+def test_what_is_not_known_of_attacks_is_still_told_of_the_rest(
+    run: Path, recipe: Recipe, card: str, tmp_path: Path, gone: str
+) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "nothing")
+    (copy / gone).rename(tmp_path / "aside")
+    without = render_card(copy, recipe)
+    assert "--to redteam`)" in without
+    for line in (
+        "| tuned | 30% (15% to 52%) | 20 | 0 |",
+        "| tuned | 55% (34% to 74%) | 20 | 0 |",
+        "| tuned | confiding",
+    ):
+        assert line in card
+        assert line in without
+    assert "- tuned against base model: helped -25 points (" in without
+
+
 def test_the_model_index_has_them_too(card: str) -> None:
     found = {
         (result.dataset_type, result.metric_type, result.metric_name): result.metric_value

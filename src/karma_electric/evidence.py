@@ -239,10 +239,14 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
     agreement = dict(read_json(run / "redteam" / JUDGE)) if judge is not None else {}
     arms = tuple(Arm(arm.name, arm.summary, arm.seeds, rates_of(arm.name, arm.verdicts, judge)) for arm in folders)
     by_name = {arm.name: arm for arm in arms}
-    pairs = [(a, b) for a, b in COMPARED if {a, b} <= by_name.keys()]
+    asked = sorted(dict.fromkeys(recipe.redteam.arms), key=_rank)  # each kind of suite has the arms of its own folder
     compared, beside, n_tests = correct_together(
-        [compare_pair((a, _by_seed(by_name[a].seeds)), (b, _by_seed(by_name[b].seeds)), judge) for a, b in pairs],
-        read_beside({arm.name: run / "redteam" / arm.name for arm in arms}, pairs, absent=absent),
+        [
+            compare_pair((a, _by_seed(by_name[a].seeds)), (b, _by_seed(by_name[b].seeds)), judge)
+            for a, b in COMPARED
+            if {a, b} <= by_name.keys()
+        ],
+        read_beside({name: run / "redteam" / name for name in asked}, COMPARED, absent=absent),
     )
 
     def read(stage: str, name: str) -> dict[str, Any]:
@@ -279,9 +283,9 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
         beside=tuple(beside),
         n_tests=n_tests,
         drifts={
-            arm.name: read_drifts(folder)
-            for arm in arms
-            if (folder := run / FOLDERS["drift"] / arm.name)
+            name: read_drifts(folder)
+            for name in asked
+            if (folder := run / FOLDERS["drift"] / name)
             and (folder / MANIFEST).is_file()
             and (folder / DRIFT).is_file()
         },
