@@ -13,14 +13,15 @@ from huggingface_hub import ModelCard
 from scipy.stats import binomtest
 
 import fake_run
-from karma_electric.card import render_card
+from karma_electric.card import llama_terms, render_card
 from karma_electric.core.artifact import hash_file, seal, write_json
 from karma_electric.core.errors import GateError, RecipeError
-from karma_electric.core.recipe import Recipe
+from karma_electric.core.recipe import Recipe, load_recipe
 from karma_electric.kept import write_kept
 from karma_electric.redteam.agreement import agreement
 from karma_electric.redteam.runner import read_verdicts
 from karma_electric.redteam.signals import Outcome
+from karma_electric.stages import plan_run
 
 N = 19
 OUTCOMES: dict[str, list[Outcome]] = {
@@ -412,30 +413,80 @@ def test_weights_that_kept_results_left_out_are_not_missed(tmp_path: Path, run: 
 # Llama
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"license": "llama3.1"},
-        {"base_model": "meta-llama/Llama-3.1-8B-Instruct"},
-        {"license": "llama3.1", "base_model": "meta-llama/Llama-3.1-8B-Instruct"},
-    ],
-)
-def test_a_llama_derivative_must_be_named_llama(tmp_path: Path, recipe: Recipe, changes: dict[str, str]) -> None:
-    def named(name: str) -> Recipe:
-        return recipe.model_copy(update={"card": recipe.card.model_copy(update=changes | {"model_name": name})})
+LLAMA_31 = "meta-llama/Llama-3.1-8B-Instruct"
 
+
+def asking(recipe: Recipe, **card: str) -> Recipe:
+    return recipe.model_copy(update={"card": recipe.card.model_copy(update=card)})
+
+
+@pytest.mark.parametrize("changes", [{"license": "llama3.1"}, {"license": "llama3.1", "base_model": LLAMA_31}])
+def test_a_llama_derivative_must_be_named_llama(tmp_path: Path, recipe: Recipe, changes: dict[str, str]) -> None:
     with pytest.raises(RecipeError, match="begin with 'Llama'"):
-        render_card(tmp_path, named("karma-electric-8b"))
-    card = render_card(tmp_path, named("Llama-3.1-Karma-Electric-8B"))
+        render_card(tmp_path, asking(recipe, model_name="karma-electric-8b", **changes))
+    card = render_card(tmp_path, asking(recipe, model_name="Llama-3.1-Karma-Electric-8B", **changes))
     assert "**Built with Llama.**" in card
     assert "Copyright © Meta Platforms" in card
+
+
+@pytest.mark.parametrize(
+    ("base", "right"),
+    [
+        (LLAMA_31, "llama3.1"),
+        ("meta-llama/Meta-Llama-3-8B", "llama3"),
+        ("gradientai/Llama3-8B-x", "llama3"),
+        ("meta-llama/Llama-3.2-3B", "llama3.2"),
+        ("someone/my-llama-3.3-70b-tune", "llama3.3"),
+        ("meta-llama/Llama-4-Scout-17B-16E", "llama4"),
+    ],
+)
+@pytest.mark.parametrize("license_", ["apache-2.0", "llama2", "llama3.9"])
+def test_a_llama_derivative_has_the_licence_of_its_base(recipe: Recipe, base: str, right: str, license_: str) -> None:
+    wrong = asking(recipe, base_model=base, license=license_, model_name="Llama-mine")
+    with pytest.raises(RecipeError, match="licence goes with what is made of it") as caught:
+        llama_terms(wrong, {})
+    assert caught.value.hint == f'Write card.license = "{right}"'
+    terms = llama_terms(asking(wrong, license=right), {})
+    assert terms is not None
+    assert terms.prefix == "Llama"
+    with pytest.raises(RecipeError, match="begin with 'Llama'"):
+        llama_terms(asking(wrong, license=right, model_name="mine"), {})
+
+
+@pytest.mark.parametrize("base", ["openlm/open-llama-3b", "codellama/CodeLlama-34b-hf", "TinyLlama/TinyLlama-1.1B"])
+def test_a_size_is_no_version_of_llama(recipe: Recipe, base: str) -> None:
+    assert llama_terms(asking(recipe, base_model=base), {}) is None
+
+
+def test_llama_2_asks_for_no_name(recipe: Recipe) -> None:
+    terms = llama_terms(asking(recipe, base_model="meta-llama/Llama-2-7b-hf", license="llama2"), {})
+    assert terms is not None
+    assert terms.notice.startswith("Llama 2 is licensed under the Llama 2 Community License")
+    assert terms.prefix == ""
+
+
+def test_what_may_not_be_published_is_refused_before_it_is_trained(tmp_path: Path, recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match=r"card\.license"):
+        plan_run(asking(recipe, base_model=LLAMA_31, model_name="Llama-mine"), tmp_path / "run")
+    folder = fake_run.write_run(
+        tmp_path / "models", recipe, {}, stages=("merged",), config={"_name_or_path": "meta-llama/Llama-3.2-1B"}
+    )
+    local = recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": str(folder / "merged")})})
+    with pytest.raises(RecipeError, match=r"the base is Llama-3\.2"):
+        plan_run(local, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["llama31-8b-v1", "llama31-8b-v2", "llama31-8b-v3"])
+def test_the_recipes_for_llama_keep_to_its_licence(name: str) -> None:
+    assert llama_terms(load_recipe(f"{name}.toml"), {}) is not None
 
 
 def test_a_base_folder_that_comes_from_llama_is_recognised_by_its_config(tmp_path: Path, recipe: Recipe) -> None:
     origin = {"_name_or_path": "meta-llama/Llama-3.2-1B"}
     run = fake_run.write_run(tmp_path / "run", recipe, {}, stages=("merged",), config=origin)
-    with pytest.raises(RecipeError, match=r"Llama-3\.2"):
+    with pytest.raises(RecipeError, match=r"Llama-3\.2") as caught:
         render_card(run, recipe)
+    assert caught.value.hint == 'Write card.license = "llama3.2"'
 
 
 def test_other_models_are_not_called_llama(card: str) -> None:

@@ -20,7 +20,10 @@ from karma_electric.rendering import environment, judge_in_words, judged_by_rate
 
 _TEMPLATE = "card.md.jinja"
 _TAGS = ("ethics", "alignment", "activation-steering", "qlora", "red-teaming")
-_LLAMA_3 = re.compile(r"llama-(3(?:\.\d)?)", re.IGNORECASE)
+_LLAMA = re.compile(
+    r"llama-?(3(?:\.[123])?|4)(?!\d|b\b)", re.IGNORECASE
+)  # llama-3b is a size; 2 and before: by licence
+_NO_PREFIX = "llama2"  # its licence asks for no name
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual|code")
 _BESIDE = (("benign", "over-refusal"), ("capability", "general capability"))
@@ -65,10 +68,11 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class LlamaTerms:
-    """What the licence of a Llama derivative asks a card to say."""
+    """What the licence of a Llama derivative asks a card to say, and what names have to begin with."""
 
     built_with: str
     notice: str
+    prefix: str
 
 
 def render_card(run: Path, recipe: Recipe, *, earlier: Sequence[Path] = ()) -> str:
@@ -132,25 +136,34 @@ def llama_terms(recipe: Recipe, config: dict[str, Any]) -> LlamaTerms | None:
         config: config.json of the merged model, which may name where it came from; may be empty.
 
     Raises:
-        RecipeError: the published name does not begin with "Llama".
+        RecipeError: a licence other than that of the base, or a published name that does not begin with "Llama".
     """
     card = recipe.card
-    origin = " ".join([recipe.model.base, card.base_model or "", str(config.get("_name_or_path", ""))])
-    named = _LLAMA_3.search(origin)
-    if not card.license.startswith("llama") and named is None:
+    origin = " ".join([card.base_model or "", recipe.model.base, str(config.get("_name_or_path", ""))])
+    named = list(_LLAMA.finditer(origin))
+    licences = [f"llama{found[1]}" for found in named]
+    if not card.license.startswith("llama") and not named:
         return None
-    if not card.model_name.startswith("Llama"):
-        why = f"licence {card.license}" if card.license.startswith("llama") else f"base {named and named.group()}"
+    if named and card.license not in licences:
         raise RecipeError(
-            f"card.model_name is {card.model_name!r}, but names of Llama derivatives begin with 'Llama' ({why}).",
+            f"card.license is {card.license!r}, but the base is {named[0][0]}, "
+            "whose licence goes with what is made of it.",
+            f'Write card.license = "{licences[0]}"',
+        )
+    prefix = "" if card.license == _NO_PREFIX else "Llama"
+    if not card.model_name.startswith(prefix):
+        raise RecipeError(
+            f"card.model_name is {card.model_name!r}, but names of Llama derivatives begin with 'Llama' "
+            f"({f'base {named[0][0]}' if named else f'licence {card.license}'}).",
             f'Write card.model_name = "Llama-{card.model_name}"',
         )
-    version = card.license.removeprefix("llama") if card.license.startswith("llama") else named and named.group(1)
+    version = card.license.removeprefix("llama")
     family = "Meta Llama 3" if version == "3" else f"Llama {version}".strip()
     return LlamaTerms(
         built_with="Built with Meta Llama 3" if version == "3" else "Built with Llama",
         notice=f"{family} is licensed under the {family} Community License, "
         "Copyright © Meta Platforms, Inc. All Rights Reserved.",
+        prefix=prefix,
     )
 
 
