@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from scipy.stats import binomtest
 
 import fake_run
+import tiny
 from karma_electric.card import llama_terms, render_card
 from karma_electric.core.artifact import hash_file, seal, write_json
 from karma_electric.core.errors import GateError, RecipeError
@@ -300,8 +301,73 @@ def test_a_missing_stage_leaves_a_gap_that_names_the_command(
     tmp_path: Path, run: Path, recipe: Recipe, missing: str
 ) -> None:
     card = render_card(fake_run.copy_without(run, tmp_path / "run", missing), recipe)
-    assert f"**not measured** (run `karma run recipes/fake.toml --to {missing}`)" in card
+    said = "made" if missing in ("release", "gguf") else "measured"
+    assert f"**not {said}** (run `karma run recipes/fake.toml --to {missing}`)" in card
     assert not re.search(r"\bNone\b|Undefined|\bnan\b", card)
+    if missing != "redteam":
+        assert f"| {missing} | not made | | | |" in card
+    if missing not in ("release", "redteam"):
+        assert f"| {missing}/ | not made | | run `karma run recipes/fake.toml --to {missing}` |" in card
+
+
+@pytest.mark.parametrize(
+    ("missing", "usage"),
+    [
+        ("gguf", "ollama create"),
+        ("Modelfile.capped", "-f Modelfile.capped"),
+        ("merged", "bodhisattva_inference.py --model"),
+        ("axis", "bodhisattva_inference.py --model"),
+        ("capped", "from_pretrained"),
+    ],
+)
+def test_nothing_is_said_of_how_to_use_what_was_not_made(
+    tmp_path: Path, run: Path, recipe: Recipe, card: str, missing: str, usage: str
+) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", missing)
+    if missing.startswith("Modelfile"):
+        fake_run.reseal(copy / "gguf")
+    assert usage in card
+    assert usage not in render_card(copy, recipe)
+
+
+def test_arms_that_were_not_run_are_in_the_lineage_too(tmp_path: Path, recipe: Recipe) -> None:
+    card = render_card(fake_run.write_run(tmp_path / "run", recipe, {"base": OUTCOMES["base"]}), recipe)
+    assert "| redteam/tuned | not made | | | |" in card
+    assert "| redteam/base | not made" not in card
+
+
+@pytest.mark.parametrize("stages", [fake_run.STAGES, ()])
+def test_headings_stand_alone_and_no_two_blank_lines_follow_each_other(
+    tmp_path: Path, recipe: Recipe, stages: tuple[str, ...]
+) -> None:
+    run = fake_run.write_run(tmp_path / "run", recipe, OUTCOMES, stages=stages)
+    if stages:
+        suite = Path(recipe.redteam.suite)
+        fake_run.write_beside(run, "benign", "base", suite, OUTCOMES["base"])
+        text = 'FROM ./fake-135m-q8_0.gguf\nSYSTEM """a\n\n\n# b"""\n'
+        (run / "gguf" / "Modelfile").write_text(text)
+        fake_run.reseal(run / "gguf")
+        assert text in render_card(run, recipe)
+    prose = re.sub(r"^````?\w*\n.*?^````?\n", "code\n", render_card(run, recipe), flags=re.DOTALL | re.MULTILINE)
+    assert "\n\n\n" not in prose
+    assert not re.search(r"[^\n]\n#|^#[^\n]*\n[^\n]", prose.split("---\n", 2)[2], flags=re.MULTILINE)
+
+
+def test_the_example_for_transformers_runs_as_it_stands(
+    tmp_path: Path, card: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert code is not None
+    short = code[1].replace("max_new_tokens=200", "max_new_tokens=3")
+    assert short != code[1]
+    monkeypatch.chdir(tmp_path)
+    tiny.write_checkpoint(tmp_path)  # as in a repository: at the top
+    exec(short, {})
+    (tmp_path / "config.json").rename(tmp_path / "gone")  # as in a run
+    tiny.write_checkpoint(tmp_path / "capped")
+    exec(short, {})
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+    assert '{"role": "system", "content": "Be kind."}' in code[1]
 
 
 def test_an_empty_run_has_a_gap_for_every_stage_and_every_section(tmp_path: Path, recipe: Recipe) -> None:

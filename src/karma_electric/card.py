@@ -26,6 +26,8 @@ _LLAMA = re.compile(
 _NO_PREFIX = "llama2"  # its licence asks for no name
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual|code")
+_STAGES = ("release", "adapter", "merged", "axis", "capped", "gguf")
+_PUBLISHED = ("gguf", "capped", "merged", "adapter", "axis")  # what somebody would download, the ready-made first
 _BESIDE = (("benign", "over-refusal"), ("capability", "general capability"))
 _SYNTHETIC = "synthetic-language-model"  # source of the shipped corpus, which was written under the guide
 _MODEL_RATER = "language-model"
@@ -90,7 +92,9 @@ def render_card(run: Path, recipe: Recipe, *, earlier: Sequence[Path] = ()) -> s
     evidence = read_run(run, recipe)
     terms = llama_terms(recipe, evidence.config)
     history = [read_run(folder, load_recipe(folder / "recipe.toml")) for folder in earlier]
-    return (
+    made = {name.partition("/")[0] for name in evidence.artifacts}
+    wanted = [*_STAGES, *(f"redteam/{arm}" for arm in recipe.redteam.arms)]
+    return _without_double_blanks(
         environment(autoescape=False)
         .get_template(_TEMPLATE)
         .render(
@@ -107,12 +111,21 @@ def render_card(run: Path, recipe: Recipe, *, earlier: Sequence[Path] = ()) -> s
             by_people=judged_by_raters(evidence.scorer) and not _are_models(evidence.answer_raters),
             by_language_model=_are_models(evidence.label_raters),
             suites=_suites(recipe),
+            made=made,
             files=published_files(evidence),
+            unmade_files=[stage for stage in _PUBLISHED if stage not in made],
+            unmade_artifacts=[name for name in wanted if name not in evidence.artifacts],
             hardware=hardware(evidence),
             tag=re.sub(r"[^a-z0-9._-]+", "-", recipe.card.model_name.lower()).strip("-"),
             small=evidence.base_parameters is not None and evidence.base_parameters < _SMALL,
         )
     )
+
+
+def _without_double_blanks(text: str) -> str:
+    """A text in Markdown with one blank line at most between its parts; fenced code stays as it is."""
+    parts = re.split(r"^(````?\w*\n.*?^````?\n)", text, flags=re.DOTALL | re.MULTILINE)
+    return "".join(part if part.startswith("```") else re.sub(r"\n{3,}", "\n\n", part) for part in parts)
 
 
 def _are_models(raters: Sequence[str]) -> bool:
@@ -170,7 +183,7 @@ def llama_terms(recipe: Recipe, config: dict[str, Any]) -> LlamaTerms | None:
 def published_files(evidence: Evidence) -> list[PublishedFile]:
     """The files of a run that somebody would download, the ready-made ones first."""
     found: list[PublishedFile] = []
-    for stage in ("gguf", "capped", "merged", "adapter", "axis"):
+    for stage in _PUBLISHED:
         if stage not in evidence.artifacts:
             continue
         manifest = evidence.artifacts[stage].manifest

@@ -12,7 +12,7 @@ from difflib import SequenceMatcher
 from typing import Any, Literal
 
 from karma_electric.card_text import Block, Head, Metric, has_figure, read_blocks, split_card
-from karma_electric.rendering import ABSENT
+from karma_electric.rendering import ABSENT, UNMADE
 
 Kind = Literal["figure", "gap", "unfounded", "text", "missing", "section", "extra"]
 MEANING: dict[Kind, str] = {
@@ -166,11 +166,11 @@ def _section(ours: Sequence[Block], here: Sequence[Block], differences: list[Dif
             found.append(Difference("extra", other.line, _where(block), added, ""))
     own = []
     tables = {block.text for block in ours if block.kind == "header"}
-    emptied = [block for block in left if ABSENT in block.text]
+    emptied = [block for block in left if _gaps(block.text)]
     for block in extra:
         if block.kind == "row" and block.table in tables:
             found.append(Difference("extra", block.line, _where(block), block.text, ""))
-        elif has_figure(block.text) and ABSENT not in block.text:
+        elif has_figure(block.text) and not _gaps(block.text):
             if emptied and block.kind in ("text", "row"):
                 found.append(Difference("unfounded", block.line, _where(block), block.text, ABSENT))
             else:
@@ -183,8 +183,8 @@ def _section(ours: Sequence[Block], here: Sequence[Block], differences: list[Dif
 
 def _lacking(block: Block, extra: Sequence[Block]) -> Difference:
     """A block of ours that the card has not; said to be a gap of the card where it has one that fits."""
-    gaps = [other for other in extra if ABSENT in other.text]
-    if not gaps or ABSENT in block.text or not has_figure(block.text):
+    gaps = [other for other in extra if _gaps(other.text)]
+    if not gaps or _gaps(block.text) or not has_figure(block.text):
         return Difference("missing", None, _where(block), "", block.text)
     gap = max(gaps, key=lambda other: _ratio(block, other))
     return Difference("gap", gap.line, _where(block), gap.text, block.text)
@@ -266,10 +266,15 @@ def _changed(block: Block, other: Block) -> Iterator[Difference]:
 
 
 def _kind(said: str, wanted: str, card: str, ours: str) -> Kind:
-    gaps, wanted_gaps = card.count(ABSENT), ours.count(ABSENT)
+    gaps, wanted_gaps = _gaps(card), _gaps(ours)
     if gaps != wanted_gaps:
         return "gap" if gaps > wanted_gaps else "unfounded"
     return "figure" if has_figure(said + wanted) else "text"
+
+
+def _gaps(text: str) -> int:
+    """How many gaps a text holds."""
+    return text.count(ABSENT) + text.count(UNMADE)
 
 
 def _where(block: Block) -> str:
