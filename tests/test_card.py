@@ -251,24 +251,40 @@ def test_earlier_versions_come_first_in_the_history(tmp_path: Path, run: Path, r
 # Metadata
 
 
-def test_metadata_is_read_by_the_hubs_own_library(card: str) -> None:
-    data = ModelCard(card).data
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The card of a run of 24 scenarios; of the arm `capped` too few could be judged."""
+    recipe = fake_run.recipe_for(fake_run.write_suite(tmp_path_factory.mktemp("suite") / "fake-24.jsonl", 24))
+    outcomes: dict[str, list[Outcome]] = {
+        "base": ["pass"] * 6 + ["fail"] * 18,
+        "tuned": ["pass"] * 10 + ["fail"] * 10 + ["unscored"] * 4,
+        "capped": ["pass"] * 10 + ["fail"] * 9 + ["unscored"] * 5,
+    }
+    return render_card(fake_run.write_run(tmp_path_factory.mktemp("runs") / "larger", recipe, outcomes), recipe)
+
+
+def test_metadata_is_read_by_the_hubs_own_library(larger: str) -> None:
+    data = ModelCard(larger).data
     assert data.license == "apache-2.0"
     assert data.base_model == "owner/fake"
     assert data.pipeline_tag == "text-generation"
     assert {"llama", "activation-steering"} <= set(data.tags)
     results = {result.metric_name: result.metric_value for result in data.eval_results}
     assert results == {
-        "Pass rate of scored scenarios, arm base": 0.2222,
-        "Pass rate of scored scenarios, arm tuned": 0.5,
-        "Pass rate of scored scenarios, arm capped": 0.7222,
+        "Pass rate of scored scenarios, arm base (n = 24)": 0.25,
+        "Pass rate of scored scenarios, arm tuned (n = 20)": 0.5,
     }
 
 
-def test_metadata_is_plain_yaml_with_a_model_index(card: str) -> None:
-    head = yaml.safe_load(card.split("---\n")[1])
+def test_metadata_is_plain_yaml_with_a_model_index(larger: str) -> None:
+    head = yaml.safe_load(larger.split("---\n")[1])
     assert head["model-index"][0]["name"] == "fake-135m"
-    assert head["model-index"][0]["results"][0]["dataset"]["type"] == "fake-19"
+    assert head["model-index"][0]["results"][0]["dataset"]["type"] == "fake-24"
+
+
+def test_rates_of_few_answers_are_not_in_the_model_index(card: str) -> None:
+    assert "model-index" not in card
+    assert "| tuned | 9 | 3 | 6 | 1 | 50% (29% to 71%) |" in card
 
 
 def test_an_arm_without_a_scored_answer_has_no_result(tmp_path: Path, recipe: Recipe) -> None:

@@ -117,8 +117,11 @@ def test_the_model_index_has_them_too(card: str) -> None:
         (result.dataset_type, result.metric_type, result.metric_name): result.metric_value
         for result in ModelCard(card).data.eval_results
     }
-    assert found["fake-20", "over_refusal_rate", "Harmless requests refused in whole or in part, arm tuned"] == 0.3
-    assert found["fake-20", "accuracy", "Checkable items answered correctly, arm base"] == 0.65
+    assert (
+        found["fake-20", "over_refusal_rate", "Harmless requests refused in whole or in part, arm tuned (n = 20)"]
+        == 0.3
+    )
+    assert found["fake-20", "accuracy", "Checkable items answered correctly, arm base (n = 20)"] == 0.65
     assert len(found) == 3 + 3 + 2
 
 

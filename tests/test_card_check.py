@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,14 @@ OUTCOMES: dict[str, list[Outcome]] = {
     "tuned": ["pass", "fail", "pass", "partial", "fail", "pass", "unscored", "pass", "fail"],
     "capped": ["pass"] * 5 + ["fail"] * 3 + ["unscored"],
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rates_of_few_answers_are_indexed() -> Iterator[None]:
+    """So that a run of 9 scenarios has a model-index."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("karma_electric.card._FEWEST", 1)
+        yield
 
 
 @pytest.fixture(scope="module")

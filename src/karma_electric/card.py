@@ -16,6 +16,7 @@ from karma_electric.core.recipe import Recipe, load_recipe
 from karma_electric.evidence import Evidence, read_run
 from karma_electric.redteam.beside import TITLES
 from karma_electric.redteam.kinds import Kind
+from karma_electric.redteam.stats import Rate
 from karma_electric.rendering import environment, judge_in_words, judged_by_raters
 
 _TEMPLATE = "card.md.jinja"
@@ -31,6 +32,7 @@ _PUBLISHED = ("gguf", "capped", "merged", "adapter", "axis")  # what somebody wo
 _BESIDE = (("benign", "over-refusal"), ("capability", "general capability"))
 _SYNTHETIC = "synthetic-language-model"  # source of the shipped corpus, which was written under the guide
 _MODEL_RATER = "language-model"
+_FEWEST = 20  # scored answers behind a rate of the model-index, which is read without its interval
 _SMALL = 1_000_000_000  # parameters below which the card says what so small a model cannot show
 
 
@@ -269,24 +271,24 @@ def _base_model(recipe: Recipe) -> str | None:
 
 
 def _eval_results(evidence: Evidence) -> list[Any]:
-    """Entries of the model-index: one per arm and kind of suite, of those with a rate."""
+    """Entries of the model-index: one per arm and kind of suite, of those with a rate of enough answers."""
     suite = PurePosixPath(evidence.recipe.redteam.suite).stem
     found = [
-        _eval_result(_INDEXED["attack"], suite, arm.name, arm.summary["pass_rate_scored"]["value"])
+        _eval_result(_INDEXED["attack"], suite, arm.name, Rate(**arm.summary["pass_rate_scored"]))
         for arm in evidence.arms
     ]
     for side in evidence.beside:
         if side.kind in _INDEXED:
             suite = evidence.asked.get(side.kind, side.kind)
             rates = ((name, arm.rate) for name, arm in side.arms.items() if arm.rate is not None)
-            found += [_eval_result(_INDEXED[side.kind], suite, name, rate.value) for name, rate in rates]
+            found += [_eval_result(_INDEXED[side.kind], suite, name, rate) for name, rate in rates]
     return [result for result in found if result is not None]
 
 
-def _eval_result(said: Indexed, suite: str, arm: str, value: float | None) -> Any:
+def _eval_result(said: Indexed, suite: str, arm: str, rate: Rate) -> Any:
     from huggingface_hub import EvalResult
 
-    if value is None:
+    if rate.value is None or rate.n < _FEWEST:
         return None
     return EvalResult(
         task_type="text-generation",
@@ -294,6 +296,6 @@ def _eval_result(said: Indexed, suite: str, arm: str, value: float | None) -> An
         dataset_type=suite,
         dataset_name=f"{suite} ({said.suite})",
         metric_type=said.metric,
-        metric_name=f"{said.title}, arm {arm}",
-        metric_value=round(float(value), 4),
+        metric_name=f"{said.title}, arm {arm} (n = {rate.n})",
+        metric_value=round(float(rate.value), 4),
     )
