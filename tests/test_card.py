@@ -13,13 +13,16 @@ from huggingface_hub import ModelCard
 from scipy.stats import binomtest
 
 import fake_run
-from karma_electric.card import render_card
+import tiny
+from karma_electric.card import llama_terms, render_card
 from karma_electric.core.artifact import hash_file, seal, write_json
-from karma_electric.core.errors import ArtifactError, RecipeError
-from karma_electric.core.recipe import Recipe
+from karma_electric.core.errors import GateError, RecipeError
+from karma_electric.core.recipe import Recipe, load_recipe
+from karma_electric.kept import write_kept
 from karma_electric.redteam.agreement import agreement
 from karma_electric.redteam.runner import read_verdicts
 from karma_electric.redteam.signals import Outcome
+from karma_electric.stages import plan_run
 
 N = 19
 OUTCOMES: dict[str, list[Outcome]] = {
@@ -248,24 +251,40 @@ def test_earlier_versions_come_first_in_the_history(tmp_path: Path, run: Path, r
 # Metadata
 
 
-def test_metadata_is_read_by_the_hubs_own_library(card: str) -> None:
-    data = ModelCard(card).data
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The card of a run of 24 scenarios; of the arm `capped` too few could be judged."""
+    recipe = fake_run.recipe_for(fake_run.write_suite(tmp_path_factory.mktemp("suite") / "fake-24.jsonl", 24))
+    outcomes: dict[str, list[Outcome]] = {
+        "base": ["pass"] * 6 + ["fail"] * 18,
+        "tuned": ["pass"] * 10 + ["fail"] * 10 + ["unscored"] * 4,
+        "capped": ["pass"] * 10 + ["fail"] * 9 + ["unscored"] * 5,
+    }
+    return render_card(fake_run.write_run(tmp_path_factory.mktemp("runs") / "larger", recipe, outcomes), recipe)
+
+
+def test_metadata_is_read_by_the_hubs_own_library(larger: str) -> None:
+    data = ModelCard(larger).data
     assert data.license == "apache-2.0"
     assert data.base_model == "owner/fake"
     assert data.pipeline_tag == "text-generation"
     assert {"llama", "activation-steering"} <= set(data.tags)
     results = {result.metric_name: result.metric_value for result in data.eval_results}
     assert results == {
-        "Pass rate of scored scenarios, arm base": 0.2222,
-        "Pass rate of scored scenarios, arm tuned": 0.5,
-        "Pass rate of scored scenarios, arm capped": 0.7222,
+        "Pass rate of scored scenarios, arm base (n = 24)": 0.25,
+        "Pass rate of scored scenarios, arm tuned (n = 20)": 0.5,
     }
 
 
-def test_metadata_is_plain_yaml_with_a_model_index(card: str) -> None:
-    head = yaml.safe_load(card.split("---\n")[1])
+def test_metadata_is_plain_yaml_with_a_model_index(larger: str) -> None:
+    head = yaml.safe_load(larger.split("---\n")[1])
     assert head["model-index"][0]["name"] == "fake-135m"
-    assert head["model-index"][0]["results"][0]["dataset"]["type"] == "fake-19"
+    assert head["model-index"][0]["results"][0]["dataset"]["type"] == "fake-24"
+
+
+def test_rates_of_few_answers_are_not_in_the_model_index(card: str) -> None:
+    assert "model-index" not in card
+    assert "| tuned | 9 | 3 | 6 | 1 | 50% (29% to 71%) |" in card
 
 
 def test_an_arm_without_a_scored_answer_has_no_result(tmp_path: Path, recipe: Recipe) -> None:
@@ -298,8 +317,73 @@ def test_a_missing_stage_leaves_a_gap_that_names_the_command(
     tmp_path: Path, run: Path, recipe: Recipe, missing: str
 ) -> None:
     card = render_card(fake_run.copy_without(run, tmp_path / "run", missing), recipe)
-    assert f"**not measured** (run `karma run recipes/fake.toml --to {missing}`)" in card
+    said = "made" if missing in ("release", "gguf") else "measured"
+    assert f"**not {said}** (run `karma run recipes/fake.toml --to {missing}`)" in card
     assert not re.search(r"\bNone\b|Undefined|\bnan\b", card)
+    if missing != "redteam":
+        assert f"| {missing} | not made | | | |" in card
+    if missing not in ("release", "redteam"):
+        assert f"| {missing}/ | not made | | run `karma run recipes/fake.toml --to {missing}` |" in card
+
+
+@pytest.mark.parametrize(
+    ("missing", "usage"),
+    [
+        ("gguf", "ollama create"),
+        ("Modelfile.capped", "-f Modelfile.capped"),
+        ("merged", "bodhisattva_inference.py --model"),
+        ("axis", "bodhisattva_inference.py --model"),
+        ("capped", "from_pretrained"),
+    ],
+)
+def test_nothing_is_said_of_how_to_use_what_was_not_made(
+    tmp_path: Path, run: Path, recipe: Recipe, card: str, missing: str, usage: str
+) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", missing)
+    if missing.startswith("Modelfile"):
+        fake_run.reseal(copy / "gguf")
+    assert usage in card
+    assert usage not in render_card(copy, recipe)
+
+
+def test_arms_that_were_not_run_are_in_the_lineage_too(tmp_path: Path, recipe: Recipe) -> None:
+    card = render_card(fake_run.write_run(tmp_path / "run", recipe, {"base": OUTCOMES["base"]}), recipe)
+    assert "| redteam/tuned | not made | | | |" in card
+    assert "| redteam/base | not made" not in card
+
+
+@pytest.mark.parametrize("stages", [fake_run.STAGES, ()])
+def test_headings_stand_alone_and_no_two_blank_lines_follow_each_other(
+    tmp_path: Path, recipe: Recipe, stages: tuple[str, ...]
+) -> None:
+    run = fake_run.write_run(tmp_path / "run", recipe, OUTCOMES, stages=stages)
+    if stages:
+        suite = Path(recipe.redteam.suite)
+        fake_run.write_beside(run, "benign", "base", suite, OUTCOMES["base"])
+        text = 'FROM ./fake-135m-q8_0.gguf\nSYSTEM """a\n\n\n# b"""\n'
+        (run / "gguf" / "Modelfile").write_text(text)
+        fake_run.reseal(run / "gguf")
+        assert text in render_card(run, recipe)
+    prose = re.sub(r"^````?\w*\n.*?^````?\n", "code\n", render_card(run, recipe), flags=re.DOTALL | re.MULTILINE)
+    assert "\n\n\n" not in prose
+    assert not re.search(r"[^\n]\n#|^#[^\n]*\n[^\n]", prose.split("---\n", 2)[2], flags=re.MULTILINE)
+
+
+def test_the_example_for_transformers_runs_as_it_stands(
+    tmp_path: Path, card: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert code is not None
+    short = code[1].replace("max_new_tokens=200", "max_new_tokens=3")
+    assert short != code[1]
+    monkeypatch.chdir(tmp_path)
+    tiny.write_checkpoint(tmp_path)  # as in a repository: at the top
+    exec(short, {})
+    (tmp_path / "config.json").rename(tmp_path / "gone")  # as in a run
+    tiny.write_checkpoint(tmp_path / "capped")
+    exec(short, {})
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+    assert '{"role": "system", "content": "Be kind."}' in code[1]
 
 
 def test_an_empty_run_has_a_gap_for_every_stage_and_every_section(tmp_path: Path, recipe: Recipe) -> None:
@@ -318,41 +402,173 @@ def test_a_stage_that_is_not_whole_counts_as_missing(tmp_path: Path, recipe: Rec
     assert "--to adapter`)" in card
 
 
-def test_a_damaged_file_is_an_error(tmp_path: Path, recipe: Recipe) -> None:
-    run = fake_run.write_run(tmp_path / "run", recipe, OUTCOMES, stages=("release", "adapter"))
-    file = run / "adapter" / "training.json"
-    file.write_bytes(b"x" * file.stat().st_size)
-    with pytest.raises(ArtifactError, match=r"training\.json is not JSON"):
+# Evidence that is not what was made
+
+
+def with_other_text(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.unlink()  # may be a link
+    file.write_text(text.replace(old, new))
+
+
+def swap(a: Path, b: Path) -> None:
+    a.rename(a.parent / "aside")
+    b.rename(a)
+    (a.parent / "aside").rename(b)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("adapter/training.json", "2.8507763", "1.8507763"),
+        ("adapter/training.json", "2.8507763", "12.8507763"),  # another size, too
+        ("release/summary.json", "121", "921"),
+        ("axis/cap.json", "0.234189", "0.934189"),
+        ("capped/fidelity.json", "0.002427", "0.000427"),
+        ("gguf/Modelfile", "Prompt", "System"),
+        ("redteam/tuned/summary.json", '"pass": 9', '"pass": 8'),
+        ("redteam/base/verdicts.jsonl", '"fail"', '"pass"'),
+    ],
+)
+def test_a_file_that_was_changed_after_it_was_written_is_refused(
+    tmp_path: Path, run: Path, recipe: Recipe, file: str, old: str, new: str
+) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "nothing")
+    with_other_text(copy / file, old, new)
+    folder, _, name = file.rpartition("/")
+    with pytest.raises(GateError, match=rf"run/{folder} is not .*{re.escape(name)} was changed after") as caught:
+        render_card(copy, recipe)
+    assert f"karma verify {copy}" in caught.value.hint
+
+
+def test_a_manifest_that_was_changed_is_refused(tmp_path: Path, run: Path, recipe: Recipe) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "nothing")
+    with_other_text(copy / "release" / "manifest.json", '"stage": "release"', '"stage": "other"')
+    with pytest.raises(GateError, match=r"run/release .*id does not match"):
+        render_card(copy, recipe)
+
+
+def test_a_stage_that_was_made_from_another_than_lies_beside_it_is_refused(
+    tmp_path: Path, run: Path, recipe: Recipe
+) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "adapter")
+    (copy / "adapter").mkdir()
+    write_json(copy / "adapter" / "training.json", fake_run.TRAINING | {"loss_last_tenth": 0.1})
+    seal(copy / "adapter", kind="adapter", config={"stage": "better"}, inputs={})
+    with pytest.raises(GateError, match=r"run/merged .*was made from another adapter"):
+        render_card(copy, recipe)
+
+
+def test_arms_that_changed_folders_are_refused(tmp_path: Path, run: Path, recipe: Recipe) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "nothing")
+    swap(copy / "redteam" / "base", copy / "redteam" / "tuned")
+    with pytest.raises(GateError, match=r"run/redteam/base .*summary\.json is of the arm tuned, expected base"):
+        render_card(copy, recipe)
+
+
+def test_an_arm_that_asked_another_model_than_its_name_says_is_refused(tmp_path: Path, recipe: Recipe) -> None:
+    run = fake_run.write_run(tmp_path / "run", recipe, OUTCOMES)
+    fake_run.reseal(run / "redteam" / "tuned", inputs={"base": "0" * 16})
+    with pytest.raises(GateError, match=r"run/redteam/tuned .*asked base, expected merged"):
         render_card(run, recipe)
+
+
+def test_an_arm_of_another_kind_of_suite_is_refused(tmp_path: Path, run: Path, recipe: Recipe) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "nothing")
+    (copy / "redteam").rename(copy / "benign")
+    with pytest.raises(GateError, match=r"run/benign/base .*is of kind redteam, expected benign"):
+        render_card(copy, recipe)
+
+
+def test_weights_that_kept_results_left_out_are_not_missed(tmp_path: Path, run: Path, recipe: Recipe) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "nothing")
+    (copy / "adapter" / "adapter_model.safetensors").unlink()
+    (copy / "release" / "train.jsonl").unlink()
+    write_kept(copy)
+    assert render_card(copy, recipe) == render_card(run, recipe)
+    with_other_text(copy / "adapter" / "training.json", "2.8507763", "1.8507763")
+    with pytest.raises(GateError, match=r"training\.json was changed"):
+        render_card(copy, recipe)
 
 
 # Llama
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"license": "llama3.1"},
-        {"base_model": "meta-llama/Llama-3.1-8B-Instruct"},
-        {"license": "llama3.1", "base_model": "meta-llama/Llama-3.1-8B-Instruct"},
-    ],
-)
-def test_a_llama_derivative_must_be_named_llama(tmp_path: Path, recipe: Recipe, changes: dict[str, str]) -> None:
-    def named(name: str) -> Recipe:
-        return recipe.model_copy(update={"card": recipe.card.model_copy(update=changes | {"model_name": name})})
+LLAMA_31 = "meta-llama/Llama-3.1-8B-Instruct"
 
+
+def asking(recipe: Recipe, **card: str) -> Recipe:
+    return recipe.model_copy(update={"card": recipe.card.model_copy(update=card)})
+
+
+@pytest.mark.parametrize("changes", [{"license": "llama3.1"}, {"license": "llama3.1", "base_model": LLAMA_31}])
+def test_a_llama_derivative_must_be_named_llama(tmp_path: Path, recipe: Recipe, changes: dict[str, str]) -> None:
     with pytest.raises(RecipeError, match="begin with 'Llama'"):
-        render_card(tmp_path, named("karma-electric-8b"))
-    card = render_card(tmp_path, named("Llama-3.1-Karma-Electric-8B"))
+        render_card(tmp_path, asking(recipe, model_name="karma-electric-8b", **changes))
+    card = render_card(tmp_path, asking(recipe, model_name="Llama-3.1-Karma-Electric-8B", **changes))
     assert "**Built with Llama.**" in card
     assert "Copyright © Meta Platforms" in card
+
+
+@pytest.mark.parametrize(
+    ("base", "right"),
+    [
+        (LLAMA_31, "llama3.1"),
+        ("meta-llama/Meta-Llama-3-8B", "llama3"),
+        ("gradientai/Llama3-8B-x", "llama3"),
+        ("meta-llama/Llama-3.2-3B", "llama3.2"),
+        ("someone/my-llama-3.3-70b-tune", "llama3.3"),
+        ("meta-llama/Llama-4-Scout-17B-16E", "llama4"),
+    ],
+)
+@pytest.mark.parametrize("license_", ["apache-2.0", "llama2", "llama3.9"])
+def test_a_llama_derivative_has_the_licence_of_its_base(recipe: Recipe, base: str, right: str, license_: str) -> None:
+    wrong = asking(recipe, base_model=base, license=license_, model_name="Llama-mine")
+    with pytest.raises(RecipeError, match="licence goes with what is made of it") as caught:
+        llama_terms(wrong, {})
+    assert caught.value.hint == f'Write card.license = "{right}"'
+    terms = llama_terms(asking(wrong, license=right), {})
+    assert terms is not None
+    assert terms.prefix == "Llama"
+    with pytest.raises(RecipeError, match="begin with 'Llama'"):
+        llama_terms(asking(wrong, license=right, model_name="mine"), {})
+
+
+@pytest.mark.parametrize("base", ["openlm/open-llama-3b", "codellama/CodeLlama-34b-hf", "TinyLlama/TinyLlama-1.1B"])
+def test_a_size_is_no_version_of_llama(recipe: Recipe, base: str) -> None:
+    assert llama_terms(asking(recipe, base_model=base), {}) is None
+
+
+def test_llama_2_asks_for_no_name(recipe: Recipe) -> None:
+    terms = llama_terms(asking(recipe, base_model="meta-llama/Llama-2-7b-hf", license="llama2"), {})
+    assert terms is not None
+    assert terms.notice.startswith("Llama 2 is licensed under the Llama 2 Community License")
+    assert terms.prefix == ""
+
+
+def test_what_may_not_be_published_is_refused_before_it_is_trained(tmp_path: Path, recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match=r"card\.license"):
+        plan_run(asking(recipe, base_model=LLAMA_31, model_name="Llama-mine"), tmp_path / "run")
+    folder = fake_run.write_run(
+        tmp_path / "models", recipe, {}, stages=("merged",), config={"_name_or_path": "meta-llama/Llama-3.2-1B"}
+    )
+    local = recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": str(folder / "merged")})})
+    with pytest.raises(RecipeError, match=r"the base is Llama-3\.2"):
+        plan_run(local, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["llama31-8b-v1", "llama31-8b-v2", "llama31-8b-v3"])
+def test_the_recipes_for_llama_keep_to_its_licence(name: str) -> None:
+    assert llama_terms(load_recipe(f"{name}.toml"), {}) is not None
 
 
 def test_a_base_folder_that_comes_from_llama_is_recognised_by_its_config(tmp_path: Path, recipe: Recipe) -> None:
     origin = {"_name_or_path": "meta-llama/Llama-3.2-1B"}
     run = fake_run.write_run(tmp_path / "run", recipe, {}, stages=("merged",), config=origin)
-    with pytest.raises(RecipeError, match=r"Llama-3\.2"):
+    with pytest.raises(RecipeError, match=r"Llama-3\.2") as caught:
         render_card(run, recipe)
+    assert caught.value.hint == 'Write card.license = "llama3.2"'
 
 
 def test_other_models_are_not_called_llama(card: str) -> None:

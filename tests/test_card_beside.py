@@ -94,13 +94,34 @@ def test_what_was_measured_is_not_said_to_be_missing(card: str, run: Path, recip
     assert neither.count("**not measured** (run `karma redteam run") == 3
 
 
+@pytest.mark.parametrize("gone", ["redteam/tuned", "redteam"])
+def test_what_is_not_known_of_attacks_is_still_told_of_the_rest(
+    run: Path, recipe: Recipe, card: str, tmp_path: Path, gone: str
+) -> None:
+    copy = fake_run.copy_without(run, tmp_path / "run", "nothing")
+    (copy / gone).rename(tmp_path / "aside")
+    without = render_card(copy, recipe)
+    assert "--to redteam`)" in without
+    for line in (
+        "| tuned | 30% (15% to 52%) | 20 | 0 |",
+        "| tuned | 55% (34% to 74%) | 20 | 0 |",
+        "| tuned | confiding",
+    ):
+        assert line in card
+        assert line in without
+    assert "- tuned against base model: helped -25 points (" in without
+
+
 def test_the_model_index_has_them_too(card: str) -> None:
     found = {
         (result.dataset_type, result.metric_type, result.metric_name): result.metric_value
         for result in ModelCard(card).data.eval_results
     }
-    assert found["fake-20", "over_refusal_rate", "Harmless requests refused in whole or in part, arm tuned"] == 0.3
-    assert found["fake-20", "accuracy", "Checkable items answered correctly, arm base"] == 0.65
+    assert (
+        found["fake-20", "over_refusal_rate", "Harmless requests refused in whole or in part, arm tuned (n = 20)"]
+        == 0.3
+    )
+    assert found["fake-20", "accuracy", "Checkable items answered correctly, arm base (n = 20)"] == 0.65
     assert len(found) == 3 + 3 + 2
 
 
@@ -181,8 +202,5 @@ def test_the_shipped_corpus_is_called_what_it_is(tmp_path: Path, recipe: Recipe)
     run = fake_run.write_run(tmp_path / "run", recipe, {}, stages=("release",))
     summary = run / "release" / "summary.json"
     write_json(summary, fake_run.RELEASE | {"sources": {"synthetic-language-model": 121}})
-    manifest = run / "release" / "manifest.json"
-    noted = read_json(manifest)
-    noted["sizes"]["summary.json"] = summary.stat().st_size
-    write_json(manifest, noted)
+    fake_run.reseal(summary.parent)
     assert "The training examples are synthetic: written by a language model" in render_card(run, recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,14 @@ OUTCOMES: dict[str, list[Outcome]] = {
     "tuned": ["pass", "fail", "pass", "partial", "fail", "pass", "unscored", "pass", "fail"],
     "capped": ["pass"] * 5 + ["fail"] * 3 + ["unscored"],
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rates_of_few_answers_are_indexed() -> Iterator[None]:
+    """So that a run of 9 scenarios has a model-index."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("karma_electric.card._FEWEST", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +112,10 @@ def test_results_of_ones_own_may_stand_in_the_model_index(card: str) -> None:
         "  - task:\n      type: text-generation\n    dataset:\n      name: MMLU\n      type: cais/mmlu\n"
         "    metrics:\n    - type: accuracy\n      value: 0.43\n"
     )
-    assert check_card(replaced(card, "  results:\n", "  results:\n" + own), card).differences == ()
+    added = replaced(card, "  results:\n", "  results:\n" + own)
+    checked = check_card(added, card)
+    assert checked.differences == ()
+    assert [added.splitlines()[line - 1].strip() for line in checked.own] == ["value: 0.43"]
 
 
 # What must
@@ -131,6 +142,12 @@ CHANGES = {
     "a figure of the index as text": ("value: 0.5\n", "value: '0.5'\n", "figure", "arm tuned", "0.5", "0.5"),
     "a gap in the index": ("value: 0.5\n", "value:\n", "gap", "arm tuned", "not measured", "0.5"),
     "a result under another name": ("arm tuned", "arm v9", "missing", "arm tuned", "", "0.5"),
+    "a figure after a line of ours": (
+        "alpha 0.5\n", "alpha 0.5 which passes 99% of attacks\n", "extra", "Activation steering", "passes 99%", "",
+    ),
+    "the task of a result": (
+        "      type: text-generation\n", "      type: question-answering\n", "text", "model-index", "answering", "text",
+    ),
     "the licence": ("license: apache-2.0\n", "license: mit\n", "text", "YAML head, license", "mit", "apache-2.0"),
     "no licence": ("license: apache-2.0\n", "", "missing", "YAML head, license", "", "apache-2.0"),
     "two licences": ("license: apache", "license: mit\nlicense: apache", "extra", "YAML head, license", "second", ""),
@@ -180,6 +197,18 @@ def test_no_digit_can_be_changed_unseen(card: str, part: int) -> None:
         digit = str((int(card[place]) + 1) % 10)
         changed = card[:place] + digit + card[place + 1 :]
         assert check_card(changed, card).differences, card[place - 40 : place + 20]
+
+
+@pytest.mark.parametrize(
+    "tag", ['<div style="display:none">', "<DIV hidden>", "<div\tstyle='color: red; display : none'>"]
+)
+def test_what_is_not_shown_is_not_in_the_card(card: str, tag: str) -> None:
+    limits, lineage = card.index("## Limits\n"), card.index("## Lineage\n")
+    inner = f"<div>\n\n{card[limits:lineage]}</div>"
+    hidden = f"{card[:limits]}{tag}\n{inner}\n</div>\n\n{card[lineage:]}"
+    assert [(one.kind, one.where) for one in check_card(hidden, card).differences] == [("section", "Limits")]
+    shown = f"{card[:limits]}<div style='color: red'>\n\n{card[limits:lineage]}</div>\n\n{card[lineage:]}"
+    assert check_card(shown, card).differences == ()
 
 
 def test_rows_that_change_tables_are_not_what_the_artifacts_say() -> None:
@@ -258,13 +287,53 @@ def test_earlier_versions_belong_to_the_card(karma: Karma, run: Path, tmp_path: 
     assert karma(run, "--earlier", older, "--check", "CARD.md").code == 0
     ended = karma(run, "--check", "CARD.md")
     assert ended.code == 1
-    assert "rows or results that no artifact gives: 1" in ended.out
+    assert "rows, results or figures beside ours that no artifact gives: 1" in ended.out
     assert "Version history, row older" in ended.out
+
+
+def test_a_file_that_is_no_card_of_the_model_is_not_replaced(
+    karma: Karma, run: Path, card: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "CARD.md"
+    for text, said in (
+        ("My notes.\n", "is no card"),
+        ("", "is no card"),
+        ("---\nlicense: [\n---\n", "is no card"),
+        (card.replace("fake-135m", "other-1b"), "is the card of other-1b"),
+    ):
+        file.write_text(text, encoding="utf-8")
+        karma(run, "--out", file).refused(2, said, "a card of fake-135m", "--force")
+        assert file.read_text(encoding="utf-8") == text
+    assert karma(run, "--out", file, "--force").code == 0
+    assert file.read_text(encoding="utf-8") == card
+    file.write_text(card.replace("alpha 0.5", "alpha 0.7"), encoding="utf-8")
+    assert karma(run, "--out", file).code == 0
+    assert file.read_text(encoding="utf-8") == card
+
+
+def test_the_card_of_another_run_is_not_to_be_replaced(karma: Karma, run: Path, card: str, tmp_path: Path) -> None:
+    file = tmp_path / "CARD.md"
+    file.write_text(card.replace("fake-135m", "other-1b"), encoding="utf-8")
+    ended = karma(run, "--check", file)
+    ended.refused(1, "is the card of other-1b", f"{run} is fake-135m")
+    assert "--out" not in ended.err
+    file.write_text("Notes.\n")
+    ended = karma(run, "--check", file)
+    ended.refused(1, "names no model")
+    assert "--out" not in ended.err
+
+
+def test_a_run_is_no_earlier_version_of_itself(karma: Karma, run: Path, tmp_path: Path) -> None:
+    karma(run, "--earlier", run).refused(2, "is the run itself")
+    older = fake_run.copy_without(run, tmp_path / "older", "redteam")
+    karma(run, "--earlier", older, "--earlier", older).refused(2, "given twice")
 
 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
+        (("--check", "empty.md"), 2, "is empty"),
+        (("--force",), 2, "without --out"),
         (("--check", "gone.md"), 3, "gone.md does not exist"),
         (("--check", "."), 2, "is a folder"),
         (("--check", "binary"), 2, "not UTF-8"),
@@ -278,6 +347,7 @@ def test_earlier_versions_belong_to_the_card(karma: Karma, run: Path, tmp_path: 
 def test_mistakes_are_named(
     karma: Karma, run: Path, tmp_path: Path, words: tuple[str, ...], code: int, said: str
 ) -> None:
+    (tmp_path / "empty.md").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     karma(run, *words).refused(code, said)
 

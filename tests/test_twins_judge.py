@@ -15,7 +15,7 @@ import fake_run
 from karma_electric.arm_stages import plan_arms
 from karma_electric.card import render_card
 from karma_electric.core.artifact import read_json, write_json
-from karma_electric.core.errors import ArtifactError
+from karma_electric.core.errors import GateError
 from karma_electric.core.progress import Silent
 from karma_electric.core.recipe import Recipe, load_recipe
 from karma_electric.core.resources import find
@@ -235,7 +235,7 @@ def test_the_report_refuses_an_arm_that_lost_verdicts_as_compare_does(
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-10]))
     message = f"{place} is damaged: verdicts.jsonl was changed after it was written."
     for render in (render_report, render_card):
-        with pytest.raises(ArtifactError, match=message):
+        with pytest.raises(GateError, match=rf"{place} is not what was made .*verdicts\.jsonl was changed after"):
             render(run, recipe)
     refused = karma("compare", run, "base", "tuned")
     assert refused.code == 2
@@ -247,7 +247,7 @@ def test_the_report_refuses_an_agreement_that_was_changed(karma: Karma, run: Pat
     recipe = judged(run, suite, "over-refusal")
     file = run / place / "agreement.json"
     file.write_text(re.sub(r'"kappa": 0.7\d+', '"kappa": 0.9', file.read_text()))
-    with pytest.raises(ArtifactError, match=f"{place} is damaged"):
+    with pytest.raises(GateError, match=rf"{place} is not what was made .*agreement\.json was changed after"):
         render_report(run, recipe)
     assert karma("compare", run, "base", "tuned").code == 2
 

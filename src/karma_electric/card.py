@@ -16,16 +16,23 @@ from karma_electric.core.recipe import Recipe, load_recipe
 from karma_electric.evidence import Evidence, read_run
 from karma_electric.redteam.beside import TITLES
 from karma_electric.redteam.kinds import Kind
+from karma_electric.redteam.stats import Rate
 from karma_electric.rendering import environment, judge_in_words, judged_by_raters
 
 _TEMPLATE = "card.md.jinja"
 _TAGS = ("ethics", "alignment", "activation-steering", "qlora", "red-teaming")
-_LLAMA_3 = re.compile(r"llama-(3(?:\.\d)?)", re.IGNORECASE)
+_LLAMA = re.compile(
+    r"llama-?(3(?:\.[123])?|4)(?!\d|b\b)", re.IGNORECASE
+)  # llama-3b is a size; 2 and before: by licence
+_NO_PREFIX = "llama2"  # its licence asks for no name
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual|code")
+_STAGES = ("release", "adapter", "merged", "axis", "capped", "gguf")
+_PUBLISHED = ("gguf", "capped", "merged", "adapter", "axis")  # what somebody would download, the ready-made first
 _BESIDE = (("benign", "over-refusal"), ("capability", "general capability"))
 _SYNTHETIC = "synthetic-language-model"  # source of the shipped corpus, which was written under the guide
 _MODEL_RATER = "language-model"
+_FEWEST = 20  # scored answers behind a rate of the model-index, which is read without its interval
 _SMALL = 1_000_000_000  # parameters below which the card says what so small a model cannot show
 
 
@@ -65,10 +72,11 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class LlamaTerms:
-    """What the licence of a Llama derivative asks a card to say."""
+    """What the licence of a Llama derivative asks a card to say, and what names have to begin with."""
 
     built_with: str
     notice: str
+    prefix: str
 
 
 def render_card(run: Path, recipe: Recipe, *, earlier: Sequence[Path] = ()) -> str:
@@ -81,12 +89,14 @@ def render_card(run: Path, recipe: Recipe, *, earlier: Sequence[Path] = ()) -> s
 
     Raises:
         RecipeError: name, licence, language or base model that may not be published like this.
-        ArtifactError: a damaged file.
+        GateError, ArtifactError: a file that is not what was made; see `read_run`.
     """
     evidence = read_run(run, recipe)
     terms = llama_terms(recipe, evidence.config)
     history = [read_run(folder, load_recipe(folder / "recipe.toml")) for folder in earlier]
-    return (
+    made = {name.partition("/")[0] for name in evidence.artifacts}
+    wanted = [*_STAGES, *(f"redteam/{arm}" for arm in recipe.redteam.arms)]
+    return _without_double_blanks(
         environment(autoescape=False)
         .get_template(_TEMPLATE)
         .render(
@@ -103,12 +113,21 @@ def render_card(run: Path, recipe: Recipe, *, earlier: Sequence[Path] = ()) -> s
             by_people=judged_by_raters(evidence.scorer) and not _are_models(evidence.answer_raters),
             by_language_model=_are_models(evidence.label_raters),
             suites=_suites(recipe),
+            made=made,
             files=published_files(evidence),
+            unmade_files=[stage for stage in _PUBLISHED if stage not in made],
+            unmade_artifacts=[name for name in wanted if name not in evidence.artifacts],
             hardware=hardware(evidence),
             tag=re.sub(r"[^a-z0-9._-]+", "-", recipe.card.model_name.lower()).strip("-"),
             small=evidence.base_parameters is not None and evidence.base_parameters < _SMALL,
         )
     )
+
+
+def _without_double_blanks(text: str) -> str:
+    """A text in Markdown with one blank line at most between its parts; fenced code stays as it is."""
+    parts = re.split(r"^(````?\w*\n.*?^````?\n)", text, flags=re.DOTALL | re.MULTILINE)
+    return "".join(part if part.startswith("```") else re.sub(r"\n{3,}", "\n\n", part) for part in parts)
 
 
 def _are_models(raters: Sequence[str]) -> bool:
@@ -132,32 +151,41 @@ def llama_terms(recipe: Recipe, config: dict[str, Any]) -> LlamaTerms | None:
         config: config.json of the merged model, which may name where it came from; may be empty.
 
     Raises:
-        RecipeError: the published name does not begin with "Llama".
+        RecipeError: a licence other than that of the base, or a published name that does not begin with "Llama".
     """
     card = recipe.card
-    origin = " ".join([recipe.model.base, card.base_model or "", str(config.get("_name_or_path", ""))])
-    named = _LLAMA_3.search(origin)
-    if not card.license.startswith("llama") and named is None:
+    origin = " ".join([card.base_model or "", recipe.model.base, str(config.get("_name_or_path", ""))])
+    named = list(_LLAMA.finditer(origin))
+    licences = [f"llama{found[1]}" for found in named]
+    if not card.license.startswith("llama") and not named:
         return None
-    if not card.model_name.startswith("Llama"):
-        why = f"licence {card.license}" if card.license.startswith("llama") else f"base {named and named.group()}"
+    if named and card.license not in licences:
         raise RecipeError(
-            f"card.model_name is {card.model_name!r}, but names of Llama derivatives begin with 'Llama' ({why}).",
+            f"card.license is {card.license!r}, but the base is {named[0][0]}, "
+            "whose licence goes with what is made of it.",
+            f'Write card.license = "{licences[0]}"',
+        )
+    prefix = "" if card.license == _NO_PREFIX else "Llama"
+    if not card.model_name.startswith(prefix):
+        raise RecipeError(
+            f"card.model_name is {card.model_name!r}, but names of Llama derivatives begin with 'Llama' "
+            f"({f'base {named[0][0]}' if named else f'licence {card.license}'}).",
             f'Write card.model_name = "Llama-{card.model_name}"',
         )
-    version = card.license.removeprefix("llama") if card.license.startswith("llama") else named and named.group(1)
+    version = card.license.removeprefix("llama")
     family = "Meta Llama 3" if version == "3" else f"Llama {version}".strip()
     return LlamaTerms(
         built_with="Built with Meta Llama 3" if version == "3" else "Built with Llama",
         notice=f"{family} is licensed under the {family} Community License, "
         "Copyright © Meta Platforms, Inc. All Rights Reserved.",
+        prefix=prefix,
     )
 
 
 def published_files(evidence: Evidence) -> list[PublishedFile]:
     """The files of a run that somebody would download, the ready-made ones first."""
     found: list[PublishedFile] = []
-    for stage in ("gguf", "capped", "merged", "adapter", "axis"):
+    for stage in _PUBLISHED:
         if stage not in evidence.artifacts:
             continue
         manifest = evidence.artifacts[stage].manifest
@@ -243,24 +271,24 @@ def _base_model(recipe: Recipe) -> str | None:
 
 
 def _eval_results(evidence: Evidence) -> list[Any]:
-    """Entries of the model-index: one per arm and kind of suite, of those with a rate."""
+    """Entries of the model-index: one per arm and kind of suite, of those with a rate of enough answers."""
     suite = PurePosixPath(evidence.recipe.redteam.suite).stem
     found = [
-        _eval_result(_INDEXED["attack"], suite, arm.name, arm.summary["pass_rate_scored"]["value"])
+        _eval_result(_INDEXED["attack"], suite, arm.name, Rate(**arm.summary["pass_rate_scored"]))
         for arm in evidence.arms
     ]
     for side in evidence.beside:
         if side.kind in _INDEXED:
             suite = evidence.asked.get(side.kind, side.kind)
             rates = ((name, arm.rate) for name, arm in side.arms.items() if arm.rate is not None)
-            found += [_eval_result(_INDEXED[side.kind], suite, name, rate.value) for name, rate in rates]
+            found += [_eval_result(_INDEXED[side.kind], suite, name, rate) for name, rate in rates]
     return [result for result in found if result is not None]
 
 
-def _eval_result(said: Indexed, suite: str, arm: str, value: float | None) -> Any:
+def _eval_result(said: Indexed, suite: str, arm: str, rate: Rate) -> Any:
     from huggingface_hub import EvalResult
 
-    if value is None:
+    if rate.value is None or rate.n < _FEWEST:
         return None
     return EvalResult(
         task_type="text-generation",
@@ -268,6 +296,6 @@ def _eval_result(said: Indexed, suite: str, arm: str, value: float | None) -> An
         dataset_type=suite,
         dataset_name=f"{suite} ({said.suite})",
         metric_type=said.metric,
-        metric_name=f"{said.title}, arm {arm}",
-        metric_value=round(float(value), 4),
+        metric_name=f"{said.title}, arm {arm} (n = {rate.n})",
+        metric_value=round(float(rate.value), 4),
     )

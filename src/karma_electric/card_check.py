@@ -12,7 +12,7 @@ from difflib import SequenceMatcher
 from typing import Any, Literal
 
 from karma_electric.card_text import Block, Head, Metric, has_figure, read_blocks, split_card
-from karma_electric.rendering import ABSENT
+from karma_electric.rendering import ABSENT, UNMADE
 
 Kind = Literal["figure", "gap", "unfounded", "text", "missing", "section", "extra"]
 MEANING: dict[Kind, str] = {
@@ -22,7 +22,7 @@ MEANING: dict[Kind, str] = {
     "text": "sentences that differ",
     "missing": "lines that the card lacks",
     "section": "sections that the card lacks",
-    "extra": "rows or results that no artifact gives",
+    "extra": "rows, results or figures beside ours that no artifact gives",
 }
 _ALIKE = 0.5  # share of words that two blocks have in common when one is the other, changed
 
@@ -53,7 +53,8 @@ class Checked:
     Attributes:
         differences: what has to be mended, in the order of the card.
         compared: blocks and figures that were looked for.
-        own: lines of the card that hold figures in text that somebody added; these can be compared with nothing.
+        own: lines of the card that hold figures in text, or results in the head, that somebody added; these can be
+            compared with nothing.
     """
 
     differences: tuple[Difference, ...]
@@ -78,7 +79,7 @@ def check_card(card: str, rendered: str, *, name: str = "the card") -> Checked:
     sections = list(dict.fromkeys(block.section for block in wanted))
     found = read_blocks(lines, frozenset(sections))
     differences = list(_head(head, wanted_head)) if wanted_head else []
-    own: list[int] = []
+    own = _added_metrics(head, wanted_head) if head and wanted_head else []
     for section in sections:
         here = [block for block in found if block.section == section]
         ours = [block for block in wanted if block.section == section]
@@ -123,6 +124,8 @@ def _metrics(found: Sequence[Metric], wanted: Sequence[Metric]) -> Iterator[Diff
         for one in same:
             if one.title != metric.title:
                 yield Difference("text", one.line, where, one.title, metric.title)
+            if one.task != metric.task:
+                yield Difference("text", one.task_line, where, one.task, metric.task)
             if not _equal(one.value, metric.value):
                 kind: Kind = "gap" if one.value is None or one.value == ABSENT else "figure"
                 yield Difference(kind, one.line, where, str(ABSENT if kind == "gap" else one.value), str(metric.value))
@@ -134,6 +137,12 @@ def _metrics(found: Sequence[Metric], wanted: Sequence[Metric]) -> Iterator[Diff
             yield Difference("extra", one.line, where, str(one.value), "")
 
 
+def _added_metrics(head: Head, wanted: Head) -> list[int]:
+    """Lines of the results on data sets that the run has nothing on."""
+    ours = {metric.dataset for metric in wanted.metrics}
+    return [one.line for one in head.metrics if one.dataset not in ours]
+
+
 def _equal(said: Any, value: Any) -> bool:
     return type(said) in (int, float) and said == value if isinstance(value, int | float) else bool(said == value)
 
@@ -141,7 +150,7 @@ def _equal(said: Any, value: Any) -> bool:
 def _section(ours: Sequence[Block], here: Sequence[Block], differences: list[Difference]) -> list[int]:
     """Compare one section. Returns the lines of figures in text that was added."""
     here = _tables_named_alike(ours, here)
-    left, extra = _unmatched(ours, here)
+    left, extra, longer = _unmatched(ours, here)
     pairs = []
     for block in list(left):
         candidates = [(likeness, other) for other in extra if (likeness := _likeness(block, other)) >= _ALIKE]
@@ -151,13 +160,17 @@ def _section(ours: Sequence[Block], here: Sequence[Block], differences: list[Dif
             left.remove(block)
             extra.remove(other)
     found = [difference for block, other in pairs for difference in _changed(block, other)]
+    for block, other in longer:
+        added = " ... ".join(filter(None, (part.strip() for part in other.text.split(block.text, 1))))
+        if has_figure(added):
+            found.append(Difference("extra", other.line, _where(block), added, ""))
     own = []
     tables = {block.text for block in ours if block.kind == "header"}
-    emptied = [block for block in left if ABSENT in block.text]
+    emptied = [block for block in left if _gaps(block.text)]
     for block in extra:
         if block.kind == "row" and block.table in tables:
             found.append(Difference("extra", block.line, _where(block), block.text, ""))
-        elif has_figure(block.text) and ABSENT not in block.text:
+        elif has_figure(block.text) and not _gaps(block.text):
             if emptied and block.kind in ("text", "row"):
                 found.append(Difference("unfounded", block.line, _where(block), block.text, ABSENT))
             else:
@@ -170,8 +183,8 @@ def _section(ours: Sequence[Block], here: Sequence[Block], differences: list[Dif
 
 def _lacking(block: Block, extra: Sequence[Block]) -> Difference:
     """A block of ours that the card has not; said to be a gap of the card where it has one that fits."""
-    gaps = [other for other in extra if ABSENT in other.text]
-    if not gaps or ABSENT in block.text or not has_figure(block.text):
+    gaps = [other for other in extra if _gaps(other.text)]
+    if not gaps or _gaps(block.text) or not has_figure(block.text):
         return Difference("missing", None, _where(block), "", block.text)
     gap = max(gaps, key=lambda other: _ratio(block, other))
     return Difference("gap", gap.line, _where(block), gap.text, block.text)
@@ -190,8 +203,12 @@ def _tables_named_alike(ours: Sequence[Block], here: Sequence[Block]) -> list[Bl
     return [replace(b, table=names.get(b.table, b.table)) if b.kind == "row" else b for b in here]
 
 
-def _unmatched(ours: Sequence[Block], here: Sequence[Block]) -> tuple[list[Block], list[Block]]:
-    """Blocks of ours that are not in the card as they are, and blocks of the card that are none of ours."""
+def _unmatched(
+    ours: Sequence[Block], here: Sequence[Block]
+) -> tuple[list[Block], list[Block], list[tuple[Block, Block]]]:
+    """Blocks of ours that are not in the card as they are, blocks of the card that are none of ours, and pairs of one
+    of ours with the card's that says it and more.
+    """
     a, b = ([(block.kind, block.text, block.table) for block in blocks] for blocks in (ours, here))
     matcher = SequenceMatcher(None, a, b, autojunk=False)
     left, extra = list(ours), list(here)
@@ -199,14 +216,16 @@ def _unmatched(ours: Sequence[Block], here: Sequence[Block]) -> tuple[list[Block
         for offset in range(size):
             left.remove(ours[at + offset])
             extra.remove(here[there + offset])
+    longer = []
     for block in list(left):  # moved, or with sentences added around it
         for other in extra:
             moved = (block.kind, block.text, block.table) == (other.kind, other.text, other.table)
             if (moved and block.kind != "code") or (block.kind == other.kind == "text" and _contains(other, block)):
                 left.remove(block)
                 extra.remove(other)
+                longer += [] if moved else [(block, other)]
                 break
-    return left, extra
+    return left, extra, longer
 
 
 def _contains(outer: Block, inner: Block) -> bool:
@@ -247,10 +266,15 @@ def _changed(block: Block, other: Block) -> Iterator[Difference]:
 
 
 def _kind(said: str, wanted: str, card: str, ours: str) -> Kind:
-    gaps, wanted_gaps = card.count(ABSENT), ours.count(ABSENT)
+    gaps, wanted_gaps = _gaps(card), _gaps(ours)
     if gaps != wanted_gaps:
         return "gap" if gaps > wanted_gaps else "unfounded"
     return "figure" if has_figure(said + wanted) else "text"
+
+
+def _gaps(text: str) -> int:
+    """How many gaps a text holds."""
+    return text.count(ABSENT) + text.count(UNMADE)
 
 
 def _where(block: Block) -> str:

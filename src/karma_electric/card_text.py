@@ -18,6 +18,9 @@ _FENCE = re.compile(r"\s*(`{3,}|~{3,})")
 _HEADING = re.compile(r"\s{0,3}(#{1,6})\s+(.*?)\s*#*\s*$")
 _ITEM = re.compile(r"\s*[-*+]\s+")
 _RULE = re.compile(r"\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$")
+_HIDING = re.compile(
+    r"<!--|<(\w+)(?=\s)[^<>]*?(?:display\s*:\s*none|visibility\s*:\s*hidden|\bhidden\b)[^<>]*>", re.IGNORECASE
+)
 _CELLS = re.compile(r"(?<!\\)\|")
 
 
@@ -52,14 +55,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of the model-index: what identifies it, the title of its data set, and its value."""
+    """One figure of the model-index: what identifies it, the title of its data set, its task, and its value."""
 
     dataset: str
     title: str
+    task: str
     name: str
     kind: str
     value: Any
     line: int
+    task_line: int
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -102,9 +107,10 @@ def read_blocks(lines: Sequence[tuple[int, str]], sections: frozenset[str] | Non
             every heading begins one.
     """
     blocks: list[Block] = []
-    section, fence, table, open_text, hidden = "", "", "", False, False
+    section, fence, table, open_text = "", "", "", False
+    hidden: list[str] = []
     for number, raw in lines:
-        line, hidden = (raw, False) if fence else _visible(raw, hidden)
+        line = raw if fence else _visible(raw, hidden)
         mark = _FENCE.match(line)
         if fence:
             if mark and line.strip() == mark[1] and mark[1].startswith(fence):
@@ -140,6 +146,23 @@ def read_blocks(lines: Sequence[tuple[int, str]], sections: frozenset[str] | Non
     return blocks
 
 
+def model_of(text: str, name: str) -> str | None:
+    """The model that a card is of: the name in its model-index, else its first heading; None where it has neither.
+
+    Args:
+        text: of the whole file.
+        name: what errors call it.
+
+    Raises:
+        InputError: the head is not YAML.
+    """
+    head, lines = split_card(text, name)
+    index = head.values.get("model-index") if head else None
+    if index and index[0] and index[0][0]:
+        return str(index[0][0])
+    return next((block.text for block in read_blocks(lines) if block.kind == "heading"), None)
+
+
 def section_of(heading: str) -> str:
     """A heading without the figures that follow its words."""
     return re.split(r" \(|:", heading)[0].strip().lower()
@@ -150,14 +173,30 @@ def has_figure(text: str) -> bool:
     return any(character.isdigit() for character in text)
 
 
-def _visible(line: str, hidden: bool) -> tuple[str, bool]:
-    """A line without what is in HTML comments, which no reader sees, and whether one is still open after it."""
+def _visible(line: str, hidden: list[str]) -> str:
+    """A line without what no reader sees: what is in HTML comments, and in elements that are not shown.
+
+    Args:
+        line: of the body.
+        hidden: what is still open from the lines before: "--" for a comment, else the names of the elements, each in
+            the one before. Changed in place.
+    """
     seen = ""
     while line:
-        before, mark, line = line.partition("-->" if hidden else "<!--")
-        seen += "" if hidden else before
-        hidden = hidden != bool(mark)
-    return seen, hidden
+        if not hidden:
+            mark = _HIDING.search(line)
+            seen += line[: mark.start()] if mark else line
+            hidden += [(mark[1] or "--").lower()] if mark else []
+            line = line[mark.end() :] if mark else ""
+            continue
+        name = hidden[-1]
+        ends = re.search("-->" if name == "--" else rf"<(/?){name}\b[^<>]*>", line, re.IGNORECASE)
+        if ends and (name == "--" or ends[1]):
+            hidden.pop()
+        elif ends:
+            hidden.append(name)
+        line = line[ends.end() :] if ends else ""
+    return seen
 
 
 def _squeezed(text: str) -> str:
@@ -208,16 +247,19 @@ def _metrics(loader: Any, index: Any) -> list[Metric]:
     for model in _items(index):
         for result in _items(_get(model, "results")):
             dataset = _plain(loader, _get(_get(result, "dataset"), "type"))
+            task = _get(result, "task")
             for metric in _items(_get(result, "metrics")):
                 value = _get(metric, "value")
                 found.append(
                     Metric(
                         dataset=str(dataset),
                         title=str(_plain(loader, _get(_get(result, "dataset"), "name"))),
+                        task=" ".join(str(_plain(loader, _get(task, key))) for key in ("type", "name")),
                         name=str(_plain(loader, _get(metric, "name"))),
                         kind=str(_plain(loader, _get(metric, "type"))),
                         value=_plain(loader, value),
                         line=(metric if value is None else value).start_mark.line + 2,
+                        task_line=(_get(task, "type") or result).start_mark.line + 2,
                     )
                 )
     return found

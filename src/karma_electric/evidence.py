@@ -1,20 +1,22 @@
 """Reads a run, finished or not, into one value for the card and the report. Knows nothing of how it is shown.
 
 A stage that has not run, or is not whole, is an empty dict here: what was not measured can be seen to be missing.
-A file that is there but damaged is an error, as everywhere. Kept results (a run's small files without its weights) are
-read like the run: kept.json names what was left out on purpose, and manifests still say its sizes and hashes.
+A file that is there and is not the one that was made is an error: nothing is said on its word. Kept results (a run's
+small files without its weights) are read like the run: kept.json names what was left out on purpose, and manifests
+still say its sizes and hashes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from karma_electric.asked import labels_named
-from karma_electric.core.artifact import MANIFEST, Manifest, hash_file, read_json, read_manifest
-from karma_electric.core.errors import MissingError
+from karma_electric.core.artifact import MANIFEST, Manifest, damage, hash_file, read_json, read_manifest
+from karma_electric.core.errors import GateError, MissingError
+from karma_electric.core.lineage import broken_links
 from karma_electric.core.recipe import Recipe
 from karma_electric.core.resources import find
 from karma_electric.kept import files_left_out, is_there
@@ -37,6 +39,8 @@ ORDER = ("release", "adapter", "merged", "axis", "capped", "gguf", *GROUPS)
 ARMS = ("base", "tuned", "capped")
 COMPARED = (("tuned", "capped"), ("base", "tuned"))  # each second arm against its first
 _JUDGE = f"redteam/{JUDGE.partition('/')[0]}"
+_MODEL_OF = {"base": "base", "tuned": "merged", "capped": "capped"}  # arm -> the input that it asks
+_WEIGHTS = (".safetensors", ".gguf")  # told by their size alone: nothing here reads them
 _MAIN_FILES = {"release": "train.jsonl", "axis": "axis.safetensors", "redteam": COMPLETIONS}
 
 
@@ -222,10 +226,12 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
     """Read what there is of a run.
 
     Raises:
-        ArtifactError: a file that is there is not what it should be; of arms and judges, not the one that was written.
+        GateError: a file that is read is not the one that was made, or lies where another belongs.
+        ArtifactError: a file was made as something that cannot be read.
         MissingError: an arm has lost its manifest.
     """
     left_out = files_left_out(run)
+    _require_true(run, left_out)
     artifacts = {artifact.name: artifact for artifact in _artifacts(run, left_out)}
     absent = frozenset(run / name for name in left_out)
     folders = list(_arms(run, recipe.redteam.arms, absent))
@@ -233,10 +239,14 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
     agreement = dict(read_json(run / "redteam" / JUDGE)) if judge is not None else {}
     arms = tuple(Arm(arm.name, arm.summary, arm.seeds, rates_of(arm.name, arm.verdicts, judge)) for arm in folders)
     by_name = {arm.name: arm for arm in arms}
-    pairs = [(a, b) for a, b in COMPARED if {a, b} <= by_name.keys()]
+    asked = sorted(dict.fromkeys(recipe.redteam.arms), key=_rank)  # each kind of suite has the arms of its own folder
     compared, beside, n_tests = correct_together(
-        [compare_pair((a, _by_seed(by_name[a].seeds)), (b, _by_seed(by_name[b].seeds)), judge) for a, b in pairs],
-        read_beside({arm.name: run / "redteam" / arm.name for arm in arms}, pairs, absent=absent),
+        [
+            compare_pair((a, _by_seed(by_name[a].seeds)), (b, _by_seed(by_name[b].seeds)), judge)
+            for a, b in COMPARED
+            if {a, b} <= by_name.keys()
+        ],
+        read_beside({name: run / "redteam" / name for name in asked}, COMPARED, absent=absent),
     )
 
     def read(stage: str, name: str) -> dict[str, Any]:
@@ -273,9 +283,9 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
         beside=tuple(beside),
         n_tests=n_tests,
         drifts={
-            arm.name: read_drifts(folder)
-            for arm in arms
-            if (folder := run / FOLDERS["drift"] / arm.name)
+            name: read_drifts(folder)
+            for name in asked
+            if (folder := run / FOLDERS["drift"] / name)
             and (folder / MANIFEST).is_file()
             and (folder / DRIFT).is_file()
         },
@@ -289,14 +299,62 @@ def read_run(run: Path, recipe: Recipe) -> Evidence:
     )
 
 
-def _artifacts(run: Path, left_out: frozenset[str]) -> Iterator[Artifact]:
+def _names(run: Path) -> list[str]:
+    """The artifacts of a run that are told of, whole or not, in the order they are made."""
+    found: list[str] = []
     for kind in ORDER:
         folders = sorted(p.parent for p in (*run.glob(f"{kind}/{MANIFEST}"), *run.glob(f"{kind}/*/{MANIFEST}")))
-        names = [folder.relative_to(run).as_posix() for folder in folders if is_there(run, folder, left_out)]
-        for name in sorted(names, key=lambda name: _rank(name.rpartition("/")[2])):
-            manifest = read_manifest(run / name)
-            if manifest.files:
-                yield Artifact(name, manifest)
+        names = [folder.relative_to(run).as_posix() for folder in folders]
+        found += sorted(names, key=lambda name: _rank(name.rpartition("/")[2]))
+    return found
+
+
+def _artifacts(run: Path, left_out: frozenset[str]) -> Iterator[Artifact]:
+    for name in _names(run):
+        if is_there(run, run / name, left_out) and (manifest := read_manifest(run / name)).files:
+            yield Artifact(name, manifest)
+
+
+def _require_true(run: Path, left_out: frozenset[str]) -> None:
+    """Raise `GateError` where a file that is read is not the one that was made, there and from what lies beside it.
+
+    A stage that lacks a file has not run, and so is no error; an arm that does is.
+    """
+    manifests = {name: read_manifest(run / name) for name in _names(run)}
+    for name, manifest in manifests.items():
+        folder = run / name
+        arms = name.partition("/")[0] in GROUPS
+        unread = {
+            file for file in manifest.files if PurePosixPath(file).suffix in _WEIGHTS and file != "axis.safetensors"
+        }
+        absent = {folder / file for file in manifest.files if not arms or f"{name}/{file}" in left_out}
+        inputs = {role: given for role, given in manifest.inputs.items() if role in manifests}
+        found = [
+            *damage(folder, absent=absent, unread=unread),
+            *broken_links(replace(manifest, inputs=inputs), manifests),
+        ] or list(_misplaced(name, folder, manifest))
+        if found:
+            raise GateError(
+                f"{folder} is not what was made there: {found[0]}.",
+                f"See: karma verify {run}. Put back what was made, or make it again with --force.",
+            )
+
+
+def _misplaced(name: str, folder: Path, manifest: Manifest) -> Iterator[str]:
+    """What in an undamaged artifact tells that it was made for another folder."""
+    group, _, arm = name.partition("/")
+    if manifest.kind != group:
+        yield f"{MANIFEST} is of kind {manifest.kind}, expected {group}"
+    if not arm:
+        return
+    if SUMMARY in manifest.files:
+        told = read_json(folder / SUMMARY)
+        made_for = told.get("arm", arm) if isinstance(told, dict) else arm
+        if made_for != arm:
+            yield f"{SUMMARY} is of the arm {made_for}, expected {arm}"
+    asked = [role for role in _MODEL_OF.values() if role in manifest.inputs]
+    if arm in _MODEL_OF and asked and _MODEL_OF[arm] not in asked:
+        yield f"{MANIFEST} is of an arm that asked {asked[0]}, expected {_MODEL_OF[arm]}"
 
 
 def _rank(arm: str) -> tuple[int, str]:

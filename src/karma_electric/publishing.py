@@ -162,7 +162,7 @@ def plan_publication(
     _require_parts(run, parts)
     config = run / "merged" / "config.json"
     terms = llama_terms(recipe, dict(read_json(config)) if config.is_file() else {})
-    if terms and not repo_id.partition("/")[2].startswith("Llama"):
+    if terms and not repo_id.partition("/")[2].startswith(terms.prefix):
         raise RecipeError(
             f"{repo_id}: names of Llama derivatives begin with 'Llama', that of the repository too.",
             f"Push to {repo_id.partition('/')[0]}/{recipe.card.model_name}",

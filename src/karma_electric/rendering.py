@@ -6,6 +6,7 @@ A value that is not there becomes the words "not measured", so that no template 
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
 
 ABSENT = "not measured"
+UNMADE = "not made"  # what is no figure: data, files
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _PLACES = 16  # hex digits of a hash that are shown
@@ -42,6 +44,7 @@ def environment(*, autoescape: bool) -> Environment:
         "png": png,
         "judge_in_words": judge_in_words,
         "drift_in_words": drift_in_words,
+        "quoted": quoted,
     }
     for name, write in filters.items():
         env.filters[name] = write
@@ -102,6 +105,11 @@ def p_value(value: Any) -> str:
 def short(value: Any) -> str:
     """The beginning of a hash."""
     return ABSENT if _absent(value) else str(value)[:_PLACES]
+
+
+def quoted(value: str) -> str:
+    """A text as a literal in Python, with double quotes."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def judge_in_words(scorer: str) -> str:

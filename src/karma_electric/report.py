@@ -39,7 +39,7 @@ def render_report(run: Path, recipe: Recipe) -> tuple[str, dict[str, bytes]]:
     """The page and the figures, as `write_report` writes them.
 
     Raises:
-        ArtifactError: a damaged file in the run.
+        GateError, ArtifactError: a file of the run is not what was made; see `read_run`.
     """
     evidence = read_run(run, recipe)
     figures = dict(arm_figures(evidence))
@@ -55,7 +55,7 @@ def write_report(run: Path, recipe: Recipe, out: Path) -> None:
         out: folder, made if absent.
 
     Raises:
-        ArtifactError: a damaged file in the run.
+        GateError, ArtifactError: a file of the run is not what was made; see `read_run`.
     """
     page, figures = render_report(run, recipe)
     out.mkdir(parents=True, exist_ok=True)

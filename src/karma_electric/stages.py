@@ -75,8 +75,10 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
     """
     from karma_electric.steer.contrast import load_prompts
 
-    llama_terms(recipe, {})  # a name that may not be published is refused before anything is trained
+    llama_terms(recipe, {})  # what may not be published is refused before anything is fetched or trained
     base = resolve(recipe.model.base, recipe.model.revision)
+    config = read_json(base.path / "config.json")
+    llama_terms(recipe, config)  # of a local folder, where it says what it came from
     files = {
         "contrast": find("suites", recipe.axis.contrast, key="axis.contrast"),
         "calibration": find("suites", recipe.axis.calibration, key="axis.calibration"),
@@ -87,7 +89,7 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
     space = space_of(
         recipe,
         shapes_of(base.path),
-        read_json(base.path / "config.json"),
+        config,
         prompts=len(load_prompts(files["contrast"])),
     )
     persona = recipe.persona.system_prompt

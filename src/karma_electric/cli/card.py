@@ -33,6 +33,9 @@ def card(
         ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print what --check found as JSON.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let --out replace a file that is not a card of this model.")
+    ] = False,
 ) -> None:
     """Print or write the model card of a run. Figures come from its artifacts; what was not measured is a visible gap.
 
@@ -51,21 +54,43 @@ def card(
         raise InputError("--check and --out are both given.", "Check the card first, then write it anew.")
     if json_ and check is None:
         raise InputError("--json is given without --check.", "Leave it out, or name the card to check.")
+    if force and out is None:
+        raise InputError("--force is given without --out.", "Leave it out, or name the file to write: --out FILE")
     for folder in (run, *(earlier or ())):
         if not (folder / "recipe.toml").is_file():
             raise MissingError(f"{folder} holds no recipe.toml: it is not a run.", "Give a folder such as runs/demo.")
+    folders = [folder.resolve() for folder in (run, *(earlier or ()))]
+    for number, folder in enumerate(earlier or (), 1):
+        if folder.resolve() in folders[:number]:
+            raise InputError(
+                f"--earlier {folder} is {'the run itself' if folder.resolve() == folders[0] else 'given twice'}: "
+                "expected earlier versions, each once.",
+                "Leave it out.",
+            )
     published = None if check is None else _read(check)
     if out is not None:
         require_place(out, "--out")
     from karma_electric.card import render_card
     from karma_electric.core.recipe import load_recipe
 
-    rendered = render_card(run, load_recipe(run / "recipe.toml"), earlier=earlier or ())
+    recipe = load_recipe(run / "recipe.toml")
+    model = recipe.card.model_name
+    if out is not None and not force:
+        _require_own(out, model)
+    rendered = render_card(run, recipe, earlier=earlier or ())
     if published is not None:
         from karma_electric.card_check import check_card
+        from karma_electric.card_text import model_of
 
         checked = check_card(published, rendered, name=str(check))
         _print_checked(checked, str(check), json_=json_)
+        if checked.differences and (named := model_of(published, str(check))) != model:
+            raise GateError(
+                f"{check} {f'is the card of {named}' if named else 'names no model'}, and {run} is {model}: expected a "
+                "card of this run.",
+                f"Check it against the run that it belongs to, or check this run's: karma card {run} --check "
+                f"{run}/card/README.md",
+            )
         if checked.differences:
             again = " ".join(["karma card", str(run), *(f"--earlier {folder}" for folder in earlier or ())])
             raise GateError(
@@ -89,9 +114,31 @@ def _read(path: Path) -> str:
     if not path.exists():
         raise MissingError(f"--check {path} does not exist.", "Give the README.md of the published model.")
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            raise InputError(f"--check {path} is empty, expected a card.", "Give the README.md of the published model.")
+        return text
     except UnicodeDecodeError as error:
         raise InputError(f"--check {path} is not UTF-8 text ({error.reason}).", "Give a card, as Markdown.") from None
+
+
+def _require_own(path: Path, model: str) -> None:
+    """Raise `InputError` where a file would be replaced that is not a card of the model."""
+    from karma_electric.card_text import model_of
+    from karma_electric.core.errors import InputError
+
+    if not path.exists():
+        return
+    try:
+        named = model_of(path.read_text(encoding="utf-8"), str(path))
+    except (InputError, UnicodeDecodeError):
+        named = None
+    if named != model:
+        raise InputError(
+            f"--out {path} is there already, and is {f'the card of {named}' if named else 'no card'}: expected a new "
+            f"file, or a card of {model}.",
+            "Give another file, or replace it with --force.",
+        )
 
 
 def _print_checked(checked: Checked, name: str, *, json_: bool) -> None:

@@ -61,12 +61,15 @@ class Judge:
         """What it does with passes and with others, in a sentence."""
         passes = "none" if self.sensitivity is None else f"{self.sensitivity:.0%}"
         others = "none" if self.specificity is None else f"{self.specificity:.0%}"
-        which, who = "it was not tuned on and could judge", "it"
         if self.between_raters:
-            which, who = "that both could judge", "the one who was not followed"
+            wrongly = "none" if self.specificity is None else f"{1 - self.specificity:.0%}"
+            return (
+                f"Of the {self.n_scored:,} that both could judge: of the label's passes the other rater passed "
+                f"{passes}, of the rest {wrongly}."
+            )
         return (
-            f"Of the {self.n_scored:,} {which}, {who} passes {passes} of the passes and does not pass {others} "
-            "of the others."
+            f"Of the {self.n_scored:,} it was not tuned on and could judge, it passes {passes} of the passes and does "
+            f"not pass {others} of the others."
         )
 
     @property
