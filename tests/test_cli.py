@@ -166,6 +166,31 @@ def test_every_verb_is_listed(tmp_path: Path) -> None:
     assert [line.split()[0] for line in listed.splitlines() if line.strip()] == VERBS
 
 
+@pytest.mark.parametrize("group", ["", "axis", "data", "redteam", "judge", "ollama"])
+def test_a_list_of_commands_says_each_in_whole_sentences(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], group: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = karma_here(monkeypatch, capsys, *group.split(), "--help")
+    listed = [line for line in ended.out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines() if line]
+    assert listed
+    for line in listed:
+        assert line.endswith("."), line
+        assert not line.endswith("..."), line
+        assert line[2] != " ", f"more than a line: {line}"
+
+
+def test_short_forms_of_help_and_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["merge"], ["data"], ["data", "release"]):
+        short, long = (karma_here(monkeypatch, capsys, *words, option) for option in ("-h", "--help"))
+        assert (short.code, short.out) == (0, long.out)
+    short, long = (karma_here(monkeypatch, capsys, option) for option in ("-V", "--version"))
+    assert (short.code, short.out) == (0, long.out)
+    asked = karma_here(monkeypatch, capsys, "version")
+    assert asked.code == 2
+    assert "Did you mean '--version'?" in asked.err
+
+
 def test_the_exit_codes_are_in_the_help(tmp_path: Path) -> None:
     text = " ".join(karma("--help", cwd=tmp_path).out.split())
     assert "0 ok, 1 a check did not pass, 2 wrong usage or bad input, 3 a missing extra, model or artifact" in text
