@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 
 import tiny
+from docsite.cli_pages import contexts, root
 from karma_electric.asked import asked_config
 from karma_electric.cli.main import guarded, main
 from karma_electric.core.artifact import MANIFEST, seal
@@ -178,6 +179,41 @@ def test_a_list_of_commands_says_each_in_whole_sentences(
         assert line.endswith("."), line
         assert not line.endswith("..."), line
         assert line[2] != " ", f"more than a line: {line}"
+
+
+@pytest.mark.parametrize(
+    ("verb", "named"),
+    [
+        (
+            "judge calibrate",
+            ["--labelled FILE", "the shipped ones else", "standard-200 else", "signals when not given"],
+        ),
+        (
+            "redteam run",
+            ["--seeds N", "recipe's number when", "of base, tuned, capped; the recipe's when", "--suite FILE"],
+        ),
+        ("redteam run", ["Another suite; the recipe's when not given", "ensemble:A+B; the recipe's when not given"]),
+        ("redteam sheet", ["--seed SEED"]),
+        ("data judge", ["--price-in PRICE Of a million tokens read, in any currency."]),
+        ("data review", ["--accept ID Accept without a screen: an id, or several with commas.", "--reject ID"]),
+    ],
+)
+def test_help_says_what_an_option_takes_and_what_holds_without_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str, named: list[str]
+) -> None:
+    text = " ".join(karma_here(monkeypatch, capsys, *verb.split(), "--help").out.split())
+    for part in named:
+        assert part in text
+
+
+def test_no_option_is_said_to_take_a_python_type() -> None:
+    leaks = [
+        f"{words}: {parameter.name}"
+        for words, context in contexts(root())
+        for parameter in context.command.get_params(context)
+        if parameter.opts[0].startswith("-") and "<list" in (parameter.get_help_record(context) or [""])[0]
+    ]
+    assert leaks == []
 
 
 def test_short_forms_of_help_and_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
