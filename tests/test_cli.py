@@ -20,7 +20,7 @@ import tiny
 from docsite.cli_pages import contexts, root
 from karma_electric.asked import asked_config
 from karma_electric.cli.main import guarded, main
-from karma_electric.core.artifact import MANIFEST, seal
+from karma_electric.core.artifact import MANIFEST, amend, seal
 from karma_electric.core.recipe import load_recipe
 from karma_electric.core.resources import resource_root
 from karma_electric.kept import write_kept
@@ -244,7 +244,7 @@ def test_the_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "named"),
     [
-        (["nowhere.toml"], 3, ["'nowhere.toml' does not exist", "Shipped with the package: demo.toml"]),
+        (["nowhere.toml"], 3, ["error: 'nowhere.toml' does not exist", "Shipped with the package: demo.toml"]),
         (["words"], 2, ["words is a folder", "Recipes end in .toml."]),
         (["trial.toml", "--set", "train.epoch=1"], 2, ["--set train.epoch: unknown key", "Did you mean train.epochs?"]),
         (["trial.toml", "--set", "train.epochs=many"], 2, ["train.epochs", "found 'many'"]),
@@ -288,6 +288,37 @@ def test_wrong_usage_says_how(folder: Path, words: list[str]) -> None:
     assert "Usage: " in ended.err
     assert "Error: " in ended.err
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["show", ""], "PATH"),
+        (["verify", ""], "PATH"),
+        (["run", ""], "RECIPE"),
+        (["chat", "", "--prompt", "Hi"], "MODEL"),
+        (["run", "trial.toml", "--run-dir", ""], "--run-dir"),
+        (["bake", "base", "cap", ""], "OUT"),
+        (["data", "import", "words", ""], "PATHS"),
+        (["data", "check", "words", "--against", ""], "--against"),
+    ],
+    ids=str,
+)
+def test_an_empty_word_is_not_taken_for_this_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], named: str
+) -> None:
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    karma_here(monkeypatch, capsys, *words).refused(2, f"error: {named} is empty.", ". is this folder")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_system_prompt_may_be_empty(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    ended = karma_here(monkeypatch, capsys, "chat", "nowhere", "--system", "", "--prompt", "Hi")
+    assert "empty" not in ended.err
 
 
 # --- bad corpus lines, through the whole command
@@ -358,6 +389,22 @@ def test_a_dry_run_lists_every_stage_and_makes_nothing(folder: Path) -> None:
     assert not (folder / "runs").exists()
 
 
+def test_a_dry_run_of_a_release_makes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    words = ["data", "release", "trial.toml", "--set", "release.corpus=words"]
+    ended = karma_here(monkeypatch, capsys, *words, "--dry-run")
+    assert (ended.code, ended.out.split(maxsplit=1)) == (0, ["release", "would be made\n"])
+    assert not (folder / "runs").exists()
+    ended = karma_here(monkeypatch, capsys, *words, "--dry-run", "--json")
+    assert json.loads(ended.out) == {"run": "runs/trial", "stages": {"release": "would be made"}}
+    assert karma_here(monkeypatch, capsys, *words).code == 0
+    assert karma_here(monkeypatch, capsys, *words, "--dry-run").out.split(maxsplit=1)[1] == "already there\n"
+    other = karma_here(monkeypatch, capsys, *words, "--dry-run", "--set", "release.seed=3")
+    assert "would be refused without --force" in other.out
+
+
 @pytest.mark.parametrize("words", [["--dry-run"], []], ids=["dry", "real"])
 def test_a_base_that_can_hold_no_cap_is_refused_before_it_is_trained(folder: Path, words: list[str]) -> None:
     (folder / "base" / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
@@ -393,6 +440,17 @@ def test_show_lists_the_artifacts_in_the_order_they_are_made(run: Path) -> None:
         "adapter": "adapter",
         "redteam/base": "redteam",
     }
+
+
+def test_show_tells_small_artifacts_in_kilobytes(run: Path) -> None:
+    (run / "adapter" / "weights.bin").write_bytes(bytes(3_200_000))
+    amend(run / "adapter", names=["weights.bin"])
+    (run / "release" / "words.txt").write_bytes(bytes(30_000))
+    amend(run / "release", names=["words.txt"])
+    sizes = {line.split()[0]: " ".join(line.split()[2:4]) for line in karma("show", run, cwd=run).out.splitlines()}
+    assert sizes["adapter"] == "3.2 MB"
+    assert sizes["release"] == "30.0 kB"
+    assert sizes["redteam/base"] == "20 B"
 
 
 def test_show_tells_of_one_artifact_everything_its_manifest_holds(run: Path) -> None:

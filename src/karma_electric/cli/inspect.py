@@ -41,8 +41,8 @@ def show(
         return
     print(f"{'artifact':<16} {'id':<17} {'size':>9}  made")
     for folder, manifest in rows:
-        size = sum(manifest.sizes.values()) / 1e6
-        print(f"{folder.relative_to(path).as_posix():<16} {manifest.id:<17} {size:>6.1f} MB  {manifest.created}")
+        size = _size(sum(manifest.sizes.values()))
+        print(f"{folder.relative_to(path).as_posix():<16} {manifest.id:<17} {size:>9}  {manifest.created}")
 
 
 def verify(
@@ -160,6 +160,12 @@ def _take_again(results: Path) -> str:
         f"They are kept results, so nothing is made in their place: compare them with where they came from (git diff "
         f"{results}), or make the run anew in {run}: {command}"
     )
+
+
+def _size(in_bytes: int) -> str:
+    if in_bytes < 1e3:
+        return f"{in_bytes} B"
+    return f"{in_bytes / 1e6:.1f} MB" if in_bytes >= 1e6 else f"{in_bytes / 1e3:.1f} kB"
 
 
 def _files(count: int) -> str:

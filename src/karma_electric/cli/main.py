@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from karma_electric.cli import (
     axis,
@@ -44,6 +45,28 @@ class _Verbs(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+_WORDS = ("words",)  # arguments that are no paths or names: `karma data search`
+
+
+class _Verb(TyperCommand):
+    """A verb that refuses an empty word for a path or a name, as an unset variable gives: it would mean the folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.get_params(ctx):
+            value = given.get(parameter.name or "")
+            annotation = getattr(getattr(parameter, "type_descriptor", None), "annotation", str)
+            is_option = parameter.opts[0].startswith("-")
+            if "" in (value if isinstance(value, (list, tuple)) else [value]) and (
+                annotation in (Path, list[Path]) or not (is_option or parameter.name in _WORDS)
+            ):
+                from karma_electric.core.errors import InputError
+
+                name = parameter.opts[0] if is_option else (parameter.metavar or parameter.name or "").upper()
+                raise InputError(f"{name} is empty.", "Give a name or a path; . is this folder.")
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="karma",
     cls=_Verbs,
@@ -76,6 +99,10 @@ app.add_typer(data.app, name="data", short_help="Grow, grade, filter and freeze 
 app.add_typer(redteam.app, name="redteam", short_help="Ask attacks of models, judge and compare the answers.")
 app.add_typer(judge.app, name="judge", short_help="Measure and train the judges of a red-team.")
 app.add_typer(ollama.app, name="ollama", short_help="Hand models over to Ollama.")
+
+for _group in (app, axis.app, data.app, redteam.app, judge.app, ollama.app):
+    for _command in _group.registered_commands:
+        _command.cls = _Verb
 
 
 def _version(asked: bool) -> None:
