@@ -233,7 +233,7 @@ def test_a_key_that_a_later_version_added_does_no_harm(sealed: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"files": None}, {"id": None}, {"inputs": None}, {"config": None}, {"sizes": []}, {"schema": "1"}, {"files": 3}],
+    [{"files": None}, {"id": None}, {"inputs": None}, {"config": None}, {"sizes": []}, {"schema": "1"}, {"parents": 3}],
     ids=str,
 )
 def test_a_file_that_is_no_manifest_is_refused(sealed: Path, changes: dict[str, object]) -> None:

@@ -253,7 +253,9 @@ def test_nothing_but_progress_is_said(finished: Finished) -> None:
 def test_verify_finds_it_whole(finished: Finished) -> None:
     ended = karma("verify", finished.run, cwd=finished.workplace)
     assert ended.code == 0, ended.out
-    assert {tuple(line.split()) for line in ended.out.splitlines()} == {(name, "ok") for name in STAGES}
+    assert {tuple(line.split()) for line in ended.out.splitlines()} == {
+        (name, "ok") for name in (*STAGES, "recipe.toml")
+    }
 
 
 def test_running_again_skips_everything_without_loading_torch(finished: Finished) -> None:

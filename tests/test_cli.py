@@ -17,10 +17,14 @@ import pytest
 from filelock import FileLock
 
 import tiny
+from docsite.cli_pages import contexts, root
+from karma_electric.asked import asked_config
 from karma_electric.cli.main import guarded, main
-from karma_electric.core.artifact import MANIFEST, seal
+from karma_electric.core.artifact import MANIFEST, amend, seal
+from karma_electric.core.recipe import load_recipe
 from karma_electric.core.resources import resource_root
 from karma_electric.kept import write_kept
+from karma_electric.stages import configs_of
 
 ROOT = Path(__file__).resolve().parent.parent
 ORIGINAL = ROOT / "bodhisattva_inference.py"
@@ -163,6 +167,66 @@ def test_every_verb_is_listed(tmp_path: Path) -> None:
     assert [line.split()[0] for line in listed.splitlines() if line.strip()] == VERBS
 
 
+@pytest.mark.parametrize("group", ["", "axis", "data", "redteam", "judge", "ollama"])
+def test_a_list_of_commands_says_each_in_whole_sentences(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], group: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = karma_here(monkeypatch, capsys, *group.split(), "--help")
+    listed = [line for line in ended.out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines() if line]
+    assert listed
+    for line in listed:
+        assert line.endswith("."), line
+        assert not line.endswith("..."), line
+        assert line[2] != " ", f"more than a line: {line}"
+
+
+@pytest.mark.parametrize(
+    ("verb", "named"),
+    [
+        (
+            "judge calibrate",
+            ["--labelled FILE", "the shipped ones else", "standard-200 else", "signals when not given"],
+        ),
+        (
+            "redteam run",
+            ["--seeds N", "recipe's number when", "of base, tuned, capped; the recipe's when", "--suite FILE"],
+        ),
+        ("redteam run", ["Another suite; the recipe's when not given", "ensemble:A+B; the recipe's when not given"]),
+        ("redteam sheet", ["--seed SEED"]),
+        ("data judge", ["--price-in PRICE Of a million tokens read, in any currency."]),
+        ("data review", ["--accept ID Accept without a screen: an id, or several with commas.", "--reject ID"]),
+    ],
+)
+def test_help_says_what_an_option_takes_and_what_holds_without_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str, named: list[str]
+) -> None:
+    text = " ".join(karma_here(monkeypatch, capsys, *verb.split(), "--help").out.split())
+    for part in named:
+        assert part in text
+
+
+def test_no_option_is_said_to_take_a_python_type() -> None:
+    leaks = [
+        f"{words}: {parameter.name}"
+        for words, context in contexts(root())
+        for parameter in context.command.get_params(context)
+        if parameter.opts[0].startswith("-") and "<list" in (parameter.get_help_record(context) or [""])[0]
+    ]
+    assert leaks == []
+
+
+def test_short_forms_of_help_and_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["merge"], ["data"], ["data", "release"]):
+        short, long = (karma_here(monkeypatch, capsys, *words, option) for option in ("-h", "--help"))
+        assert (short.code, short.out) == (0, long.out)
+    short, long = (karma_here(monkeypatch, capsys, option) for option in ("-V", "--version"))
+    assert (short.code, short.out) == (0, long.out)
+    asked = karma_here(monkeypatch, capsys, "version")
+    assert asked.code == 2
+    assert "Did you mean '--version'?" in asked.err
+
+
 def test_the_exit_codes_are_in_the_help(tmp_path: Path) -> None:
     text = " ".join(karma("--help", cwd=tmp_path).out.split())
     assert "0 ok, 1 a check did not pass, 2 wrong usage or bad input, 3 a missing extra, model or artifact" in text
@@ -180,7 +244,7 @@ def test_the_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "named"),
     [
-        (["nowhere.toml"], 3, ["'nowhere.toml' does not exist", "Shipped with the package: demo.toml"]),
+        (["nowhere.toml"], 3, ["error: 'nowhere.toml' does not exist", "Shipped with the package: demo.toml"]),
         (["words"], 2, ["words is a folder", "Recipes end in .toml."]),
         (["trial.toml", "--set", "train.epoch=1"], 2, ["--set train.epoch: unknown key", "Did you mean train.epochs?"]),
         (["trial.toml", "--set", "train.epochs=many"], 2, ["train.epochs", "found 'many'"]),
@@ -224,6 +288,37 @@ def test_wrong_usage_says_how(folder: Path, words: list[str]) -> None:
     assert "Usage: " in ended.err
     assert "Error: " in ended.err
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["show", ""], "PATH"),
+        (["verify", ""], "PATH"),
+        (["run", ""], "RECIPE"),
+        (["chat", "", "--prompt", "Hi"], "MODEL"),
+        (["run", "trial.toml", "--run-dir", ""], "--run-dir"),
+        (["bake", "base", "cap", ""], "OUT"),
+        (["data", "import", "words", ""], "PATHS"),
+        (["data", "check", "words", "--against", ""], "--against"),
+    ],
+    ids=str,
+)
+def test_an_empty_word_is_not_taken_for_this_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], named: str
+) -> None:
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    karma_here(monkeypatch, capsys, *words).refused(2, f"error: {named} is empty.", ". is this folder")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_system_prompt_may_be_empty(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    ended = karma_here(monkeypatch, capsys, "chat", "nowhere", "--system", "", "--prompt", "Hi")
+    assert "empty" not in ended.err
 
 
 # --- bad corpus lines, through the whole command
@@ -294,6 +389,22 @@ def test_a_dry_run_lists_every_stage_and_makes_nothing(folder: Path) -> None:
     assert not (folder / "runs").exists()
 
 
+def test_a_dry_run_of_a_release_makes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    words = ["data", "release", "trial.toml", "--set", "release.corpus=words"]
+    ended = karma_here(monkeypatch, capsys, *words, "--dry-run")
+    assert (ended.code, ended.out.split(maxsplit=1)) == (0, ["release", "would be made\n"])
+    assert not (folder / "runs").exists()
+    ended = karma_here(monkeypatch, capsys, *words, "--dry-run", "--json")
+    assert json.loads(ended.out) == {"run": "runs/trial", "stages": {"release": "would be made"}}
+    assert karma_here(monkeypatch, capsys, *words).code == 0
+    assert karma_here(monkeypatch, capsys, *words, "--dry-run").out.split(maxsplit=1)[1] == "already there\n"
+    other = karma_here(monkeypatch, capsys, *words, "--dry-run", "--set", "release.seed=3")
+    assert "would be refused without --force" in other.out
+
+
 @pytest.mark.parametrize("words", [["--dry-run"], []], ids=["dry", "real"])
 def test_a_base_that_can_hold_no_cap_is_refused_before_it_is_trained(folder: Path, words: list[str]) -> None:
     (folder / "base" / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
@@ -329,6 +440,17 @@ def test_show_lists_the_artifacts_in_the_order_they_are_made(run: Path) -> None:
         "adapter": "adapter",
         "redteam/base": "redteam",
     }
+
+
+def test_show_tells_small_artifacts_in_kilobytes(run: Path) -> None:
+    (run / "adapter" / "weights.bin").write_bytes(bytes(3_200_000))
+    amend(run / "adapter", names=["weights.bin"])
+    (run / "release" / "words.txt").write_bytes(bytes(30_000))
+    amend(run / "release", names=["words.txt"])
+    sizes = {line.split()[0]: " ".join(line.split()[2:4]) for line in karma("show", run, cwd=run).out.splitlines()}
+    assert sizes["adapter"] == "3.2 MB"
+    assert sizes["release"] == "30.0 kB"
+    assert sizes["redteam/base"] == "20 B"
 
 
 def test_show_tells_of_one_artifact_everything_its_manifest_holds(run: Path) -> None:
@@ -469,9 +591,111 @@ def test_verify_of_one_artifact_looks_at_that_one(run: Path) -> None:
     karma("verify", run / "adapter", cwd=run).refused(1, "1 of 1 artifacts")
 
 
-def test_verify_of_a_torn_manifest_is_no_traceback(run: Path) -> None:
-    (run / "adapter" / MANIFEST).write_text('{"kind": "adap')
-    karma("verify", run, cwd=run).refused(2, "manifest.json is not JSON", "--force")
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"kind": "adap', "manifest.json is not JSON"),
+        ("[]", "manifest.json is not a manifest"),
+    ],
+    ids=["torn", "a list"],
+)
+def test_verify_tells_a_bad_manifest_as_a_problem_of_its_artifact_and_goes_on(
+    run: Path, text: str, problem: str
+) -> None:
+    (run / "adapter" / MANIFEST).write_text(text)
+    (run / "release" / "out.txt").unlink()
+    ended = karma("verify", run, cwd=run)
+    ended.refused(1, "2 of 3 artifacts are not intact.", f"karma run RECIPE --run-dir {run} --force")
+    lines = ended.out.splitlines()
+    assert [lines[0], lines[2]] == ["release          out.txt is missing", "redteam/base     ok"]
+    assert lines[1].startswith(f"adapter          {problem}")
+    single = karma("verify", run / "adapter", cwd=run)
+    single.refused(1, "1 of 1 artifacts")
+    assert problem in single.out
+
+
+def test_what_verify_advises_for_a_bad_manifest_makes_the_artifact_again(folder: Path) -> None:
+    assert karma("run", "trial.toml", "--to", "release", "--set", "release.corpus=words", cwd=folder).code == 0
+    (folder / "runs" / "trial" / "release" / MANIFEST).write_text("{")
+    advised = "karma run runs/trial/recipe.toml --run-dir runs/trial --force"
+    karma("verify", "runs/trial", cwd=folder).refused(1, advised)
+    assert karma(*advised.split()[1:], "--to", "release", cwd=folder).code == 0
+    assert karma("verify", "runs/trial", cwd=folder).code == 0
+
+
+@pytest.mark.parametrize("part", ["redteam", "redteam/.", "axis"])
+def test_verify_of_a_part_that_is_no_artifact_names_the_run(run: Path, tmp_path: Path, part: str) -> None:
+    (run / "axis").mkdir()
+    ended = karma("verify", f"runs/trial/{part}", cwd=tmp_path)
+    ended.refused(2, "is part of the run runs/trial, and no artifact", "karma verify runs/trial")
+    assert ended.out == ""
+    karma("verify", ".", cwd=run / part).refused(2, f"karma verify {run}")
+
+
+def test_verify_takes_a_run_below_a_folder_with_a_recipe_for_a_run(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(base="base"))
+    assert karma("verify", "runs/trial", cwd=tmp_path).code == 0
+
+
+# --- the recipe of a run
+
+
+@pytest.fixture
+def recorded(folder: Path) -> Path:
+    """A run with the manifests of a recipe, the base answering under five seeds; nothing was trained."""
+    loaded = load_recipe(folder / "trial.toml", ["redteam.seeds=5", "redteam.temperature=0.7"])
+    made = folder / "runs" / "trial"
+    configs = {**configs_of(loaded), "redteam/base": {**asked_config(loaded), "dtype": "auto"}}
+    configs["benign/base"] = {**asked_config(loaded, "benign"), "dtype": "auto"}
+    ids: dict[str, str] = {}
+    for name, config in sorted(configs.items(), key=lambda item: item[0] == "report"):
+        (made / name).mkdir(parents=True)
+        inputs = {"redteam/base": ids["redteam/base"]} if name == "report" else {}
+        ids[name] = seal(made / name, kind=name.partition("/")[0], config=config, inputs=inputs).id
+    text = (folder / "trial.toml").read_text()
+    (made / "recipe.toml").write_text(f'{text}redteam.seeds = 5\nredteam.temperature = 0.7\nredteam.arms = ["base"]\n')
+    return made
+
+
+def test_verify_finds_the_recipe_that_a_run_was_made_by_ok(recorded: Path, folder: Path) -> None:
+    ended = karma("verify", "runs/trial", cwd=folder)
+    assert ended.code == 0, ended.out
+    assert "recipe.toml      ok" in ended.out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seeds = 5", "seeds = 3", "redteam.seeds is 3, and 5 in redteam/base, benign/base"),
+        ("redteam.seeds = 5", "", "redteam.seeds is 1, and 5 in redteam/base, benign/base"),
+        ("redteam.seeds", "train.epochs = 9\nredteam.seeds", "train.epochs is 9.0, and 3.0 in adapter"),
+        ("redteam.seeds", "release.seed = 4\nredteam.seeds", "release.seed is 4, and 0 in release"),
+        (
+            "redteam.seeds",
+            "axis.depth = [0.7, 0.88]\naxis.alpha = 1\nredteam.seeds",
+            "axis.alpha is 1.0, and 0.5 in axis",
+        ),
+        ("redteam.seeds", 'model.dtype = "float32"\nredteam.seeds', 'model.dtype is "float32", and "auto" in adapter'),
+        ("redteam.seeds", 'redteam.scorer = "llm:a/b"\nredteam.seeds', 'redteam.scorer is "llm:a/b", and "signals"'),
+        ("redteam.seeds", 'redteam.benign_scorer = "llm:a/b"\nredteam.seeds', 'redteam.benign_scorer is "llm:a/b"'),
+        ('"mit"', '"apache-2.0"', 'card.license is "apache-2.0", and "mit" in gguf, report, card'),
+        ("Be kind.", "Be rude.", 'persona.system_prompt is "Be rude.", and "Be kind." in release'),
+        ('["base"]', '["base", "tuned"]', 'redteam.arms is ["base", "tuned"], and ["base"] in report'),
+        ("name =", "nam =", "unknown key 'nam'"),
+        ("name =", "[", "is not TOML"),
+    ],
+)
+def test_verify_names_the_key_of_a_recipe_that_is_another_now(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str
+) -> None:
+    recipe = recorded / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace(old, new, 1))
+    ended = karma_here(monkeypatch, capsys, "verify", recorded, "--json")
+    ended.refused(1, "recipe.toml is not as it should be", f"{recorded}/recipe.toml", "put" if "TOML" in said else "")
+    found = json.loads(ended.out)
+    assert not found["ok"]
+    assert said in "; ".join(found["files"]["recipe.toml"])
+    assert not any(found["artifacts"].values())
 
 
 # --- kept results: the small files of a run, without its weights
@@ -528,6 +752,28 @@ def test_verify_of_spoilt_kept_results_advises_nothing_that_replaces_them(
         assert problem in ended.out
         assert "--force" not in ended.err
         assert "--run-dir" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "kept.json        is not JSON"),
+        ('{"left_out": "adapter/weights.bin"}', "kept.json        holds no list left_out"),
+        ('{"left_out": ["adapter/weights.bin", "adapter/no.bin"]}', "lists adapter/no.bin, which no artifact here has"),
+    ],
+    ids=["torn", "no list", "a file of no artifact"],
+)
+def test_verify_tells_of_a_bad_list_of_what_was_left_out(kept: Path, tmp_path: Path, text: str, said: str) -> None:
+    (kept / "kept.json").write_text(text)
+    ended = karma("verify", "results/trial", cwd=tmp_path)
+    ended.refused(1, "kept.json is not as it should be", "git diff results/trial")
+    assert said in ended.out
+    assert "redteam/base     ok" in ended.out
+
+
+def test_verify_of_kept_results_is_the_same_from_within(kept: Path) -> None:
+    assert karma("verify", ".", cwd=kept / "adapter").code == 0
+    assert karma("verify", "adapter", cwd=kept).code == 0
 
 
 @pytest.mark.parametrize(

@@ -105,8 +105,10 @@ def test_a_killed_merge_goes_on_where_it_stopped(base: Path, adapter: Path, tmp_
 def test_another_merge_in_the_same_place_needs_force(merge: Run, base: Path, adapter: Path, tmp_path: Path) -> None:
     out = tmp_path / "m"
     assert merge(base, adapter, out).code == 0
-    merge(base, adapter, out, "--base", "dequantised-nf4").refused(2, 'base: "bf16" -> "dequantised-nf4"', "--force")
-    ended = merge(base, adapter, out, "--base", "dequantised-nf4", "--force")
+    merge(base, adapter, out, "--base-weights", "dequantised-nf4").refused(
+        2, 'base: "bf16" -> "dequantised-nf4"', "--force"
+    )
+    ended = merge(base, adapter, out, "--base", "dequantised-nf4", "--force")  # what the option was called before
     assert ended.code == 0, ended.err
     assert "14 tensors rounded to NF4" in ended.out
 
@@ -115,7 +117,7 @@ def test_another_merge_in_the_same_place_needs_force(merge: Run, base: Path, ada
     ("words", "named"),
     [
         (["--dtype", "float8"], ["--dtype", "float8", "bfloat16"]),
-        (["--base", "nf4"], ["--base", "nf4", "dequantised-nf4"]),
+        (["--base-weights", "nf4"], ["--base-weights", "nf4", "dequantised-nf4"]),
         (["--max-shard-size", "huge"], ["--max-shard-size", "huge", "2GB"]),
         (["--max-shard-size", "0GB"], ["--max-shard-size", "0GB", "2GB"]),
     ],

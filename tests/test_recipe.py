@@ -186,7 +186,9 @@ def test_a_file_that_is_not_toml_says_where(recipe_file: Path) -> None:
 
 def test_a_file_that_is_not_text_is_refused(recipe_file: Path) -> None:
     recipe_file.write_bytes(b'name = "\xff"')
-    assert "is not TOML" in refused(recipe_file).message
+    error = refused(recipe_file)
+    assert "is not UTF-8 (byte 0xff at 8)" in error.message
+    assert error.hint == "Save as UTF-8."
 
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import fake_run
 import tiny
 from karma_electric.arm_stages import plan_arms
-from karma_electric.core.artifact import content_hash, damage, read_manifest, seal
+from karma_electric.core.artifact import MANIFEST, content_hash, damage, read_manifest, seal
 from karma_electric.core.progress import Silent
 from karma_electric.core.recipe import load_recipe
 from karma_electric.core.resources import find
@@ -103,6 +103,8 @@ def test_a_model_that_was_made_again_is_asked_again(workplace: Path, monkeypatch
     assert new != old[1]
     recipe = load_recipe("tiny.toml", ['redteam.arms=["tuned"]', 'redteam.labelled=""', 'redteam.scorer="semantic"'])
     assert answers(force=True) == ("made", new)  # another judge asks nothing
+    (run / "redteam" / "tuned" / MANIFEST).write_text("{")
+    assert answers(force=True) == ("made", new)  # of a damaged manifest nothing is kept, and it is no hindrance
 
 
 def test_raters_may_judge_harmless_twins_without_the_arms_being_asked_again(karma: Karma, workplace: Path) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from karma_electric.core.artifact import is_whole, read_json, read_manifest, write_json
+from karma_electric.core.artifact import MANIFEST, is_whole, read_json, read_manifest, write_json
 from karma_electric.core.errors import ArtifactError, MissingError, RecipeError
+from karma_electric.core.lineage import readable_manifests, said_of
 from karma_electric.core.recipe import load_recipe
 
 KEPT = "kept.json"
@@ -43,6 +44,23 @@ def files_left_out(run: Path) -> frozenset[str]:
             f"{run / KEPT} holds no list left_out.", "Keep the run again: python tools/results.py keep RUN"
         )
     return frozenset(names)
+
+
+def kept_problems(results: Path) -> list[str]:
+    """What is wrong with kept.json of kept results, a line each: it is damaged, or lists what no artifact has."""
+    try:
+        listed = files_left_out(results)
+    except ArtifactError as error:
+        said = said_of(results, error).removeprefix(f"{KEPT} ")
+        return [f"{said}, so what was left out on purpose is not known"]
+    manifests = readable_manifests(results)
+    known = {f"{name}/{file}" for name, manifest in manifests.items() for file in manifest.files}
+    unreadable = {m.parent for m in results.rglob(MANIFEST)} - {results / name for name in manifests}
+    return [
+        f"lists {name}, which no artifact here has"
+        for name in sorted(listed - known)
+        if unreadable.isdisjoint((results / name).parents)
+    ]
 
 
 def is_there(run: Path, folder: Path, left_out: frozenset[str]) -> bool:

@@ -39,6 +39,34 @@ _FIDELITY_CONVERSATIONS = 24
 _PARITY_PROMPTS = 8
 
 
+def configs_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What of a recipe decides each stage, by its name, but for the arms: see `asked_config`. Reads no file."""
+    persona = recipe.persona.system_prompt
+    arithmetic = {"dtype": recipe.model.dtype}
+    published = {**_config(recipe.card), "persona": recipe.persona.name, "base": recipe.model.base}
+    return {
+        "release": {**_config(recipe.release, without=("corpus",)), "system_prompt": persona},
+        "adapter": {**_config(recipe.train), **arithmetic},
+        "merged": _config(recipe.merge),
+        "axis": {
+            **_config(recipe.axis, without=("contrast", "calibration", "heldout")),
+            "toward": persona,
+            "away": recipe.persona.away,
+            **arithmetic,
+        },
+        "capped": {**_config(recipe.bake), **arithmetic},
+        "gguf": {
+            **_config(recipe.gguf),
+            "name": recipe.card.model_name,
+            "system_prompt": persona,
+            "license": recipe.card.license,
+            "license_text": licence_text(recipe),
+        },
+        "report": published,
+        "card": published,
+    }
+
+
 def plan_release(recipe: Recipe, *, force: bool = False) -> Stage:
     """The release stage alone: it needs the data and the persona, but no model.
 
@@ -54,7 +82,7 @@ def plan_release(recipe: Recipe, *, force: bool = False) -> Stage:
     return Stage(
         "release",
         "release",
-        {**_config(recipe.release, without=("corpus",)), "system_prompt": recipe.persona.system_prompt},
+        configs_of(recipe)["release"],
         {"corpus": _hash_source(source, graded=recipe.release.minimum_grade is not None, force=force)},
         partial(_release, recipe, source, force),
         require=partial(_require_examples, source),
@@ -92,26 +120,23 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
         config,
         prompts=len(load_prompts(files["contrast"])),
     )
-    persona = recipe.persona.system_prompt
-    arithmetic = {"dtype": recipe.model.dtype}
+    configs = configs_of(recipe)
     stages: list[Stage] = []
 
     def add(
         name: str,
-        section: Mapping[str, Any],
         inputs: Mapping[str, str],
         execute: Callable[[Path, Progress], Mapping[str, Any] | None],
         *,
         resumable: bool = False,
         require: Callable[[], None] | None = None,
     ) -> str:
-        kind = name.partition("/")[0]
-        need = space.get(kind, Space(10_000_000))
+        need = space.get(name, Space(10_000_000))
         stages.append(
             Stage(
                 name,
-                kind,
-                section,
+                name,
+                configs[name],
                 inputs,
                 execute,
                 resumable=resumable,
@@ -126,33 +151,24 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
     release = stages[-1].id
     adapter = add(
         "adapter",
-        {**_config(recipe.train), **arithmetic},
         {"base": base.fingerprint, "release": release},
         partial(_adapter, recipe, base, run, team, report_to),
         resumable=True,
     )
     merged = add(
         "merged",
-        _config(recipe.merge),
         {"base": base.fingerprint, "adapter": adapter},
         partial(_merged, recipe, base, run),
         resumable=True,
     )
     axis = add(
         "axis",
-        {
-            **_config(recipe.axis, without=("contrast", "calibration", "heldout")),
-            "toward": persona,
-            "away": recipe.persona.away,
-            **arithmetic,
-        },
         {"merged": merged, **{role: hashes[role] for role in ("contrast", "calibration", "heldout")}},
         partial(_axis, recipe, files, run),
         resumable=True,
     )
     capped = add(
         "capped",
-        {**_config(recipe.bake), **arithmetic},
         {"merged": merged, "axis": axis, "heldout": hashes["heldout"]},
         partial(_capped, recipe, files, run),
         resumable=True,
@@ -160,13 +176,6 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
     )
     gguf = add(
         "gguf",
-        {
-            **_config(recipe.gguf),
-            "name": recipe.card.model_name,
-            "system_prompt": persona,
-            "license": recipe.card.license,
-            "license_text": licence_text(recipe),
-        },
         {"merged": merged, "capped": capped},
         partial(_gguf, recipe, run),
         resumable=True,
@@ -187,9 +196,8 @@ def plan_run(recipe: Recipe, run: Path, *, team: Team | None = None, report_to: 
         "gguf": gguf,
         **{stage.name: stage.id for stage in arms},
     }
-    published = {**_config(recipe.card), "persona": recipe.persona.name, "base": recipe.model.base}
-    add("report", published, made, partial(_report, recipe, run))
-    add("card", published, made, partial(_card, recipe, run))
+    add("report", made, partial(_report, recipe, run))
+    add("card", made, partial(_card, recipe, run))
     return stages
 
 

@@ -21,7 +21,9 @@ def bake(
     out: Annotated[Path, typer.Argument(help="New folder; with several alphas one below it each (OUT/alpha-0.5).")],
     with_: Annotated[
         list[Path] | None,
-        typer.Option("--with", help="A further cap that acts beside CAP, like a nested hook; can be given again."),
+        typer.Option(
+            "--with", metavar="CAP", help="A further cap that acts beside CAP, like a nested hook; can be given again."
+        ),
     ] = None,
     alpha: Annotated[
         str | None,

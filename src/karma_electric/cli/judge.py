@@ -13,5 +13,5 @@ app = typer.Typer(
 )
 
 
-app.command("calibrate")(judge_calibrate.calibrate)
-app.command("train")(judge_train.train)
+app.command("calibrate", short_help="Measure judges on labelled answers.")(judge_calibrate.calibrate)
+app.command("train", short_help="Train the semantic judge, and measure it.")(judge_train.train)

@@ -17,19 +17,24 @@ DEFAULT = ("signals",)
 
 def calibrate(
     labelled: Annotated[
-        list[str] | None, typer.Option("--labelled", metavar="FILE", help="Labelled answers; may be given again.")
+        list[str] | None,
+        typer.Option("--labelled", metavar="FILE", help="Labelled answers; the shipped ones else. May be given again."),
     ] = None,
     suite: Annotated[
         list[str] | None,
-        typer.Option("--suite", metavar="FILE", help="The suite that they answer; may be given again."),
+        typer.Option(
+            "--suite",
+            metavar="FILE",
+            help="The suite that they answer; starter-30 and standard-200 else. May be given again.",
+        ),
     ] = None,
     scorer: Annotated[
         list[str] | None,
         typer.Option(
             "--scorer",
             metavar="JUDGE",
-            help="signals, semantic, semantic:FOLDER, llm:PROVIDER/MODEL, ensemble:A+B, signals-original; again for "
-            "more.",
+            help="signals, semantic, semantic:FOLDER, llm:PROVIDER/MODEL, ensemble:A+B, signals-original; "
+            "signals when not given. May be given again.",
         ),
     ] = None,
     scorer_url: Annotated[

@@ -27,11 +27,15 @@ def merge(
     weights: Annotated[
         str,
         typer.Option(
-            "--base",
+            "--base-weights",
+            metavar="WEIGHTS",
             help="Weights the adapter is added to: bf16 (the original ones) or dequantised-nf4 (those, rounded to 4 "
             "bits and back, as 4-bit training saw them).",
         ),
     ] = "bf16",
+    base_weights_before: Annotated[
+        str | None, typer.Option("--base", hidden=True, help="The former name of --base-weights.")
+    ] = None,
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", help="Largest file, e.g. 500MB or 2GB; above it an index and shards.")
     ] = "2GB",
@@ -52,8 +56,8 @@ def merge(
     and the same command continues a merge that was killed. Rank-stabilised LoRA, DoRA, modules_to_save, trained tokens
     and tied embeddings are merged; kinds that cannot be part of the weights are refused by name.
 
-    --base bf16 keeps all 16 bits of the base, and is a little off what the adapter was trained on when that was
-    4-bit. --base dequantised-nf4 is the model that was trained, with the errors of 4 bits in it. --check tells
+    --base-weights bf16 keeps all 16 bits of the base, and is a little off what the adapter was trained on when that was
+    4-bit. --base-weights dequantised-nf4 is the model that was trained, with the errors of 4 bits in it. --check tells
     how far the merged model is from adapter on the chosen base.
 
     Example: karma merge builtin:smollm2-135m runs/demo/adapter merged --check suites/heldout-48.jsonl
@@ -65,7 +69,7 @@ def merge(
     from karma_electric.core.progress import Console
 
     require("train")
-    section = _section(dtype=dtype, base=weights, max_shard_size=max_shard_size)
+    section = _section(dtype=dtype, base=base_weights_before or weights, max_shard_size=max_shard_size)
     _make(base, adapter, out, section, check=check, force=force, progress=Console())
     summary = read_json(out / "merge.json")
     if json_:
@@ -89,7 +93,8 @@ def _section(**settings: str) -> MergeSection:
         return MergeSection.model_validate(settings)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        option = f"--{str(problem['loc'][0]).replace('_', '-')}"
+        key = str(problem["loc"][0])
+        option = "--base-weights" if key == "base" else f"--{key.replace('_', '-')}"
         reason = str(problem["msg"]).removeprefix("Value error, ")
         raise InputError(f"{option} is {problem['input']!r}: {reason}.", "See karma merge --help.") from None
 

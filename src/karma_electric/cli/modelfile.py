@@ -24,7 +24,8 @@ def modelfile(
         typer.Option("--template", help="File with an Ollama template (Go), for a chat template karma does not know."),
     ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="Text that ends an answer; repeatable; instead of the format's.")
+        list[str] | None,
+        typer.Option("--stop", metavar="TEXT", help="Text that ends an answer; repeatable; instead of the format's."),
     ] = None,
     license_: Annotated[
         str | None, typer.Option("--license", help="Licence of the weights: a text, or a file with it.")

@@ -20,7 +20,7 @@ def _group() -> None:
     """Keeps the verb a word of its own while there is only one."""
 
 
-@app.command()
+@app.command(short_help="Create a model in Ollama from a Modelfile.")
 def create(
     name: Annotated[str, typer.Argument(help="Name of the model in Ollama, e.g. karma-demo.")],
     path: Annotated[Path, typer.Argument(help="A run, a folder with a GGUF file and Modelfiles, or a Modelfile.")],

@@ -31,7 +31,11 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be published, and send nothing.")] = False,
     only: Annotated[
         list[Part] | None,
-        typer.Option("--only", help="Publish this part, with the card. Repeatable; all when absent."),
+        typer.Option(
+            "--only",
+            metavar="PART",
+            help="Publish only capped, merged, gguf, adapter or axis, with the card. Repeatable; all when absent.",
+        ),
     ] = None,
     root: Annotated[
         Literal["capped", "merged"],

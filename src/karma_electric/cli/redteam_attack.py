@@ -39,17 +39,25 @@ def attack(
         int, typer.Option("--queries", min=1, help="Questions to the target per scenario and seed.")
     ] = 20,
     candidates: Annotated[int, typer.Option("--candidates", min=1, help="Messages that drift chooses from.")] = 3,
-    suite: Annotated[str | None, typer.Option("--suite", metavar="FILE", help="Another suite of attacks.")] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option("--suite", metavar="FILE", help="Another suite of attacks; the recipe's when not given."),
+    ] = None,
     scorer: Annotated[
         str | None,
         typer.Option(
-            "--scorer", metavar="JUDGE", help="Who judges: signals, semantic, llm:PROVIDER/MODEL, ensemble:A+B."
+            "--scorer",
+            metavar="JUDGE",
+            help="Who judges: signals, semantic, llm:PROVIDER/MODEL, ensemble:A+B; the recipe's else.",
         ),
     ] = None,
     scorer_url: Annotated[
         str | None, typer.Option("--scorer-url", metavar="URL", help="Address of an llm judge's API.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Attacks per scenario.")] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", min=1, metavar="N", help="Attacks per scenario; the recipe's number when not given."),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="So many scenarios, spread over the suite.")
     ] = None,

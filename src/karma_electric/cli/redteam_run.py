@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe file, here or among the shipped ones (demo.toml).")],
     arms: Annotated[
-        str | None, typer.Option("--arms", metavar="A,B", help="Only these arms: base, tuned, capped.")
+        str | None,
+        typer.Option(
+            "--arms", metavar="A,B", help="Only these arms, of base, tuned, capped; the recipe's when not given."
+        ),
     ] = None,
     target: Annotated[
         str | None, typer.Option("--target", metavar="MODEL", help="Ask this Inspect model, not the recipe's arms.")
@@ -28,14 +31,16 @@ def run(
     connections: Annotated[
         int | None, typer.Option("--connections", min=1, help="Requests to the target at once; 8 when not given.")
     ] = None,
-    suite: Annotated[str | None, typer.Option("--suite", metavar="FILE", help="Another suite.")] = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", metavar="FILE", help="Another suite; the recipe's when not given.")
+    ] = None,
     scorer: Annotated[
         str | None,
         typer.Option(
             "--scorer",
             metavar="JUDGE",
             help="Who judges attacks: signals, semantic, semantic:FOLDER, llm:PROVIDER/MODEL, labels:FILE, "
-            "ensemble:A+B.",
+            "ensemble:A+B; the recipe's when not given.",
         ),
     ] = None,
     benign_scorer: Annotated[
@@ -45,7 +50,7 @@ def run(
             metavar="JUDGE",
             help="Who judges answers to harmless twins: over-refusal (the suite's signals), labels:FILE, "
             "semantic:FOLDER trained on such labels, llm:PROVIDER/MODEL. Measured on redteam.benign_labelled; raters "
-            "on their own FILE.",
+            "on their own FILE. The recipe's when not given.",
         ),
     ] = None,
     scorer_url: Annotated[
@@ -59,7 +64,10 @@ def run(
         list[str] | None,
         typer.Option("--beside", metavar="FILE", help="A further suite: harmless twins, capability, conversations."),
     ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Answers per scenario.")] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", min=1, metavar="N", help="Answers per scenario; the recipe's number when not given."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. --set redteam.max_new_tokens=200."),

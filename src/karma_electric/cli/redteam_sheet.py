@@ -23,7 +23,8 @@ def sheet(
     ],
     out: Annotated[Path, typer.Option("--out", metavar="SHEET", help="File to write, .jsonl.")],
     seed: Annotated[
-        list[int] | None, typer.Option("--seed", help="Only answers under this seed; may be given again. All if none.")
+        list[int] | None,
+        typer.Option("--seed", metavar="SEED", help="Only answers under this seed; may be given again. All if none."),
     ] = None,
     suite: Annotated[
         str,

@@ -24,10 +24,14 @@ def sweep(
         typer.Option(
             "--scorer",
             metavar="JUDGE",
-            help="Who judges the recipe's suite: signals, semantic, llm:PROVIDER/MODEL, ensemble:A+B.",
+            help="Who judges the recipe's suite: signals, semantic, llm:PROVIDER/MODEL, ensemble:A+B; the judge of the "
+            "recipe when not given.",
         ),
     ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Answers per scenario.")] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", min=1, metavar="N", help="Answers per scenario; the recipe's number when not given."),
+    ] = None,
     benign: Annotated[str, typer.Option("--benign", metavar="FILE", help="Harmless twins.")] = "benign-100.jsonl",
     capability: Annotated[
         str, typer.Option("--capability", metavar="FILE", help="Items with checkable answers.")

@@ -34,11 +34,14 @@ def serve(
         typer.Option("--api-key-file", help="File of keys, one a line; else $KARMA_API_KEY, else no key."),
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option("--allow-host", help="Further name in the Host header (behind a proxy).")
+        list[str] | None,
+        typer.Option("--allow-host", metavar="HOST", help="Further name in the Host header (behind a proxy)."),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option("--allow-origin", help="Origin whose web pages may call, e.g. https://a.example."),
+        typer.Option(
+            "--allow-origin", metavar="ORIGIN", help="Origin whose web pages may call, e.g. https://a.example."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="The model's name in requests.")] = None,
     engine: Annotated[str, typer.Option("--engine", help="auto, hf, llamacpp or scripted.")] = "auto",

@@ -26,6 +26,7 @@ from karma_electric.core.extras import version_of
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _REQUIRED = {"kind": str, "id": str, "inputs": dict, "config": dict, "files": dict, "sizes": dict, "schema": int}
+_OPTIONAL = {"parents": dict, "code": dict, "packages": dict, "hardware": dict, "created": str, "measured": dict}
 _DISK_FULL_SIGNS = (
     "No space left",
     "os error 28",  # safetensors
@@ -221,7 +222,8 @@ def read_manifest(folder: Path) -> Manifest:
         ArtifactError: it is damaged, or written by a newer version.
     """
     raw = read_json(folder / MANIFEST)
-    if not isinstance(raw, dict) or not all(isinstance(raw.get(key), kind) for key, kind in _REQUIRED.items()):
+    kinds = {**_REQUIRED, **{key: kind for key, kind in _OPTIONAL.items() if isinstance(raw, dict) and key in raw}}
+    if not isinstance(raw, dict) or not all(isinstance(raw.get(key), kind) for key, kind in kinds.items()):
         raise ArtifactError(f"{folder / MANIFEST} is not a manifest.", "Make the artifact again with --force.")
     if raw["schema"] > SCHEMA:
         raise ArtifactError(

@@ -352,7 +352,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{file} is a folder, expected a recipe file.", "Recipes end in .toml.")
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{file} is not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}).", "Save as UTF-8."
+        ) from None
+    except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{file} is not TOML: {error}.", "Check the quotes and brackets there.") from None
     for override in overrides:
         _apply(raw, override)

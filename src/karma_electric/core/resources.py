@@ -56,7 +56,7 @@ def find(kind: str, name: str, *, relative_to: Path | None = None, key: str = ""
     here = [] if folder == shipped else [(asked.parent / near).as_posix() for near in _names(kind, folder)]
     close = _closest(name, [*here, *known])
     raise MissingError(
-        f"{key or kind}: {name!r} does not exist (looked in {folder} and among the shipped {kind}).",
+        f"{f'{key}: ' if key else ''}{name!r} does not exist (looked in {folder} and among the shipped {kind}).",
         f"Did you mean {close!r}?" if close else f"Shipped with the package: {', '.join(known)}.",
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from karma_electric.core.artifact import damage, is_whole, read_manifest
-from karma_electric.core.errors import DataError, InputError
+from karma_electric.core.errors import ArtifactError, DataError, InputError
 from karma_electric.core.progress import Progress
 from karma_electric.redteam.runner import COMPLETIONS
 from karma_electric.redteam.scenario import Scenario, load_suite
@@ -172,9 +172,12 @@ def reuse_answers(
         out: where the arm is made anew.
         progress: told if anything was copied.
     """
-    if not is_whole(earlier):
-        return
-    manifest = read_manifest(earlier)
+    try:
+        if not is_whole(earlier):
+            return
+        manifest = read_manifest(earlier)
+    except ArtifactError:
+        return  # a damaged manifest: nothing is known of these answers
     same = (
         _without_judging(manifest.config) == _without_judging(config)
         and all(manifest.inputs.get(role) == id_ for role, id_ in inputs.items())

@@ -12,7 +12,7 @@ app = typer.Typer(
     help="Extract a direction, look at it, set a cap's thresholds, exchange files with other tools.\n\n"
     "Example: karma axis show runs/demo",
 )
-app.command("extract")(extract.extract)
-app.command("show")(show.show)
-app.command("calibrate")(calibrate.calibrate)
-app.command("convert")(convert.convert)
+app.command("extract", short_help="Extract the axis of a model from its activations.")(extract.extract)
+app.command("show", short_help="Show what an axis is made from, and whether it is real.")(show.show)
+app.command("calibrate", short_help="Set the thresholds of a cap on a model's own responses.")(calibrate.calibrate)
+app.command("convert", short_help="Convert an axis or a cap to and from other formats.")(convert.convert)

@@ -37,7 +37,9 @@ def extract(
     away: Annotated[
         list[str] | None,
         typer.Option(
-            "--away", help="A generic system prompt: text, or @FILE. Any number; the empty one is always there."
+            "--away",
+            metavar="TEXT",
+            help="A generic system prompt: text, or @FILE. Any number; the empty one is always there.",
         ),
     ] = None,
     recipe: Annotated[

@@ -23,7 +23,11 @@ def card(
     language: Annotated[str, typer.Option("--language", help="ISO 639 code of the texts.")] = "en",
     against: Annotated[
         list[Path] | None,
-        typer.Option("--against", help="A file or folder that must stay unseen; the shipped suites else. Repeatable."),
+        typer.Option(
+            "--against",
+            metavar="PATH",
+            help="A file or folder that must stay unseen; the shipped suites else. Repeatable.",
+        ),
     ] = None,
     model: Annotated[
         Path | None, typer.Option("--model", help="Folder of another sentence-transformers model.")

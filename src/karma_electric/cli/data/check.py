@@ -18,7 +18,11 @@ def check(
     folder: Annotated[Path, typer.Argument(help="A corpus folder: one .jsonl file per category.")] = Path("corpus"),
     against: Annotated[
         list[Path] | None,
-        typer.Option("--against", help="A file or folder that must stay unseen; the shipped suites else. Repeatable."),
+        typer.Option(
+            "--against",
+            metavar="PATH",
+            help="A file or folder that must stay unseen; the shipped suites else. Repeatable.",
+        ),
     ] = None,
     no_semantic: Annotated[
         bool, typer.Option("--no-semantic", help="Compare texts by words only; no model is loaded.")

@@ -24,7 +24,11 @@ def decontaminate(
     ),
     against: Annotated[
         list[Path] | None,
-        typer.Option("--against", help="A file or folder that must stay unseen; the shipped suites else. Repeatable."),
+        typer.Option(
+            "--against",
+            metavar="PATH",
+            help="A file or folder that must stay unseen; the shipped suites else. Repeatable.",
+        ),
     ] = None,
     semantic: Annotated[
         float, typer.Option("--semantic", min=0.5, max=1.0, help="Cosine similarity that gives a text away.")

@@ -36,8 +36,14 @@ Temperature = Annotated[float, typer.Option("--temperature", min=0.0, max=2.0, h
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")]
 MaxConnections = Annotated[int, typer.Option("--max-connections", min=1, max=512, help="Requests in flight.")]
 Timeout = Annotated[int, typer.Option("--timeout", min=1, help="Seconds that one request may take.")]
-PriceIn = Annotated[float | None, typer.Option("--price-in", min=0.0, help="Price of a million tokens read.")]
-PriceOut = Annotated[float | None, typer.Option("--price-out", min=0.0, help="Price of a million tokens written.")]
+PriceIn = Annotated[
+    float | None,
+    typer.Option("--price-in", min=0.0, metavar="PRICE", help="Of a million tokens read, in any currency."),
+]
+PriceOut = Annotated[
+    float | None,
+    typer.Option("--price-out", min=0.0, metavar="PRICE", help="Of a million tokens written, in the same."),
+]
 
 
 def endpoint_of(

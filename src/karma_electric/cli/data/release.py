@@ -26,6 +26,7 @@ def release(
     force: Annotated[
         bool, typer.Option("--force", help="Replace another release there; use grades of a judge that was not checked.")
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest and the summary as JSON.")] = False,
 ) -> None:
     """Freeze a release: choose by status, grade, category and version; split by family; write it with its manifest.
@@ -45,7 +46,15 @@ def release(
 
     loaded = load_recipe(recipe, set_ or [])
     run = run_dir or Path("runs") / loaded.name
-    run_stages(run, [plan_release(loaded, force=force)], force=force, progress=Console())
+    stages = [plan_release(loaded, force=force)]
+    outcome = run_stages(run, stages, force=force, dry_run=dry_run, progress=Console())
+    if dry_run:
+        if json_:
+            print(json.dumps({"run": str(run), "stages": dict(outcome)}, indent=2))
+            return
+        for name, what in outcome:
+            print(f"{name:<16} {what}")
+        return
     folder = run / "release"
     summary, manifest = read_json(folder / "summary.json"), asdict(read_manifest(folder))
     if database is not None:

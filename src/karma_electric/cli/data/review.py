@@ -21,10 +21,16 @@ def review(
     ] = "candidate",
     category: Annotated[str | None, typer.Option("--category", help="Only those of this category.")] = None,
     accept: Annotated[
-        list[str] | None, typer.Option("--accept", metavar="ID", help="Accept these without a screen. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--accept", metavar="ID", help="Accept without a screen: an id, or several with commas. Repeatable."
+        ),
     ] = None,
     reject: Annotated[
-        list[str] | None, typer.Option("--reject", metavar="ID", help="Reject these without a screen. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--reject", metavar="ID", help="Reject without a screen: an id, or several with commas. Repeatable."
+        ),
     ] = None,
     reason: Annotated[str, typer.Option("--reason", help="Why; --reject needs one.")] = "",
     reviewer: Annotated[
@@ -35,7 +41,7 @@ def review(
     """Go through candidates one at a time, with grades and penalties beside each. Every decision is saved at once.
 
     Keys: a accepts, r rejects and asks why, e edits, s skips, b goes back, u undoes, / searches, q quits. Decisions and
-    earlier versions are kept in the workbench with who made them. ID may be several, separated by commas.
+    earlier versions are kept in the workbench with who made them.
 
     Example: karma data review --status candidate --category adversarial --db workbench.db
     """
