@@ -139,6 +139,9 @@ def measured_in(run: Path, recipe: Recipe) -> list[float]:
     values += numbers_in(recipe.model_dump(mode="json"))
     for file in run.rglob("*.json"):
         values += numbers_in(json.loads(file.read_text()))
+    for file in (run / "redteam").glob("*/summary.json"):
+        summary = json.loads(file.read_text())
+        values.append(summary["counts"]["fail"] / summary["n"])  # of all answers, the unscored counted
     return values + recomputed(run)
 
 

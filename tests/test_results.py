@@ -13,7 +13,6 @@ import tomli_w
 
 import fake_run
 from karma_electric.card import render_card
-from karma_electric.core.artifact import seal
 from karma_electric.core.errors import ArtifactError
 from karma_electric.core.recipe import load_recipe
 from karma_electric.report import render_report
@@ -68,7 +67,7 @@ def trained(folder, *stages):
     outcomes = {"base": ["fail"] * 9, "tuned": ["pass"] * 6 + ["fail"] * 2 + ["unscored"]}
     fake_run.write_run(folder, recipe, outcomes, stages=stages)
     (folder / "adapter" / "trajectory.jsonl").write_text('{"step": 0}\n')
-    seal(folder / "adapter", kind="adapter", config={}, inputs={})
+    fake_run.reseal(folder / "adapter")
     (folder / "recipe.toml").write_text(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)))
     return recipe
 
