@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "arm_figures",
         "evidence",
         "kept",
+        "recorded",
         "suite_names",
         "rendering",
         "publishing",
