@@ -10,6 +10,7 @@ os.environ["MPLBACKEND"] = "Agg"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # a core for each worker: threads that wait for a core they share waste both
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,3 +67,13 @@ def fresh_model(tiny_path: Path) -> PreTrainedModel:
     from karma_electric.models.loading import load_model
 
     return load_model(tiny_path, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def few_resamples() -> Iterator[None]:
+    """Comparisons bootstrap with a tenth of the draws: for tests of what is said, not of how wide an interval is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("karma_electric.redteam.comparing.RESAMPLES", 1000)
+        patch.setattr("evidence_page.facts.RESAMPLES", 1000)
+        patch.setattr("evidence_page.tables.RESAMPLES", 1000)
+        yield

@@ -17,6 +17,8 @@ from karma_electric.redteam.judge_error import Corrected
 from karma_electric.redteam.relabels import add_relabel, to_look_at
 from karma_electric.redteam.signals import Outcome
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 N = 20
 OUTCOMES: dict[str, list[Outcome]] = {
     "base": ["pass"] * 8 + ["fail"] * 12,

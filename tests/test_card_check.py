@@ -18,6 +18,8 @@ from karma_electric.core.recipe import Recipe
 from karma_electric.redteam.signals import Outcome
 from test_cli import Ended, karma_here
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 Karma = Callable[..., Ended]
 N = 9
 OUTCOMES: dict[str, list[Outcome]] = {

@@ -43,7 +43,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture
-def build(tmp_path: Path, recipe: Recipe) -> Build:
+def build(tmp_path: Path, recipe: Recipe, few_resamples: None) -> Build:
     suite = Path(recipe.redteam.suite)
 
     def make(kinds: Mapping[str, Mapping[str, list[Outcome]]], measured: Mapping[str, Any]) -> Facts:

@@ -26,6 +26,8 @@ from test_chain import write_workplace
 from test_cli import karma_here
 from test_cli_redteam import Karma, karma, run, suite
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 __all__ = ["karma", "run", "suite"]
 
 

@@ -24,7 +24,7 @@ def label_of(release: str, arm: str, scenario: int) -> Outcome:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, few_resamples: None) -> Path:
     (tmp_path / "suites").mkdir()
     suite = fake_run.write_suite(tmp_path / releases.SUITE, N)
     lines = []
@@ -92,6 +92,7 @@ def test_without_figures_the_page_says_how_to_get_them(tmp_path: Path) -> None:
     assert list(releases.table(tmp_path)) == ["*not measured* (`python tools/results.py releases LABELS`)"]
 
 
+@pytest.mark.slow
 def test_the_kept_figures_are_what_the_kept_answers_and_labels_give() -> None:
     kept = read_json(ROOT / "results" / releases.FOLDER / releases.RATES)
     assert json.loads(json.dumps(releases.measure(kept["labels"], ROOT))) == kept

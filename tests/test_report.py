@@ -15,6 +15,8 @@ from karma_electric.evidence import Evidence, read_run
 from karma_electric.redteam.signals import Outcome
 from karma_electric.report import render_report, shown, write_report
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 N = 9
 OUTCOMES: dict[str, list[Outcome]] = {
     "base": ["fail"] * 9,

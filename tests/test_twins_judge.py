@@ -27,6 +27,8 @@ from karma_electric.rendering import p_value
 from karma_electric.report import render_report
 from test_cli_redteam import Karma, karma, run, suite
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 __all__ = ["karma", "run", "suite"]
 
 LABELLED, TWINS = "suites/labelled-benign-1495.jsonl", "suites/benign-100.jsonl"
