@@ -24,6 +24,8 @@ from karma_electric.redteam.runner import read_verdicts
 from karma_electric.redteam.signals import Outcome
 from karma_electric.stages import plan_run
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 N = 19
 OUTCOMES: dict[str, list[Outcome]] = {
     "base": ["pass"] * 4 + ["partial"] * 3 + ["fail"] * 11 + ["unscored"],

@@ -18,6 +18,8 @@ from karma_electric.redteam.stats import wilson
 from test_chain import write_workplace
 from test_cli import Ended, karma_here
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 Karma = Callable[..., Ended]
 N = 60
 BASE: list[Outcome] = ["pass"] * 30 + ["fail"] * 24 + ["unscored"] * 6

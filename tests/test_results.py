@@ -158,7 +158,13 @@ def test_the_session_in_the_readme_is_what_the_commands_print():
     assert session.replaced(readme) == readme, "run: python tools/session.py write"
 
 
-@pytest.mark.parametrize("card", sorted((ROOT / "results").glob("*/card/README.md")), ids=lambda card: card.parts[-3])
+@pytest.mark.parametrize(
+    "card",
+    [
+        pytest.param(card, id=card.parts[-3], marks=[] if card.parts[-3] == "demo" else pytest.mark.slow)
+        for card in sorted((ROOT / "results").glob("*/card/README.md"))
+    ],
+)
 def test_kept_cards_and_reports_say_what_their_results_say(card: Path) -> None:
     run = card.parent.parent
     recipe = load_recipe(run / "recipe.toml")
