@@ -214,8 +214,10 @@ def test_a_finger_reads_a_token_too(visit: Open, browser: Browser) -> None:
 
 def test_the_chart_has_the_mean_of_every_answer_and_says_it_in_a_table(visit: Open) -> None:
     page = visit(scripted())
-    say(page, "One.")
-    say(page, "Two.")
+    for turn, text in enumerate(("One.", "Two.")):
+        say(page, text)
+        page.locator(".answer .text").nth(2 * turn + 1).wait_for()  # it may not have begun when `say` looked
+        done(page)
     assert page.locator("#chart canvas").count() == 1
     assert "2 answers" in (page.get_attribute("#chart canvas", "aria-label") or "")
     page.click("#chart-numbers summary")
