@@ -21,9 +21,8 @@ from karma_electric.rendering import environment, judge_in_words, judged_by_rate
 
 _TEMPLATE = "card.md.jinja"
 _TAGS = ("ethics", "alignment", "activation-steering", "qlora", "red-teaming")
-_LLAMA = re.compile(
-    r"llama-?(3(?:\.[123])?|4)(?!\d|b\b)", re.IGNORECASE
-)  # llama-3b is a size; 2 and before: by licence
+# Not the size in llama-3b; Llama 2 and before are known by their licence.
+_LLAMA = re.compile(r"llama-?(3(?:\.[123])?|4)(?!\d|b\b)", re.IGNORECASE)
 _NO_PREFIX = "llama2"  # its licence asks for no name
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual|code")

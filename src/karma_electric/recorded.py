@@ -16,12 +16,12 @@ from karma_electric.asked import asked_config
 from karma_electric.core.artifact import Manifest
 from karma_electric.core.errors import MissingError, RecipeError
 from karma_electric.core.recipe import Recipe, load_recipe
+from karma_electric.evidence import ARMS
 from karma_electric.redteam.kinds import FOLDERS
 from karma_electric.stages import configs_of
 
 RECIPE = "recipe.toml"
 _NAMED = 4  # artifacts, where a key is another in more of them
-_ARMS = ("base", "tuned", "capped")
 _SECTIONS = {
     "release": "release",
     "adapter": "train",
@@ -43,7 +43,7 @@ _OTHER_NAMES: dict[str, dict[str, str]] = {  # stage -> its key -> the recipe's,
     "report": _PUBLISHED,
     "card": _PUBLISHED,
 }
-_OF_ARMS = {"persona": "persona.system_prompt", **_DTYPE}
+_OFARMS = {"persona": "persona.system_prompt", **_DTYPE}
 _DERIVED = {"license_text"}  # of other keys, in words that a later version may choose otherwise
 _LEFT_OUT = {"seeds": 1, "scorer": "signals"}  # what an arm's manifest does not say where it is this
 
@@ -67,7 +67,7 @@ def recipe_problems(run: Path, manifests: Mapping[str, Manifest]) -> list[str]:
             found.setdefault(f"{key} is {_short(now)}", {}).setdefault(_short(then), []).append(name)
     for report in ("report", "card"):
         if report in manifests and (arms := _arms_of(manifests[report])) and arms != {*recipe.redteam.arms}:
-            then = json.dumps(sorted(arms, key=_ARMS.index))
+            then = json.dumps(sorted(arms, key=ARMS.index))
             found.setdefault(f"redteam.arms is {_short(recipe.redteam.arms)}", {}).setdefault(then, []).append(report)
     return [
         f"{now}, and {then} in {_first_of(names)}" for now, others in found.items() for then, names in others.items()
@@ -79,7 +79,7 @@ def _asked(recipe: Recipe) -> dict[str, dict[str, Any]]:
     arms = {
         f"{folder}/{arm}": {**asked_config(recipe, kind), "dtype": recipe.model.dtype}
         for kind, folder in FOLDERS.items()
-        for arm in _ARMS
+        for arm in ARMS
     }
     return {**configs_of(recipe), **arms}
 
@@ -100,11 +100,11 @@ def _name(stage: str, key: str, *, arm: bool) -> str:
         return _OTHER_NAMES.get(stage, {}).get(key, f"{_SECTIONS[stage]}.{key}")
     if (stage, key) == ("benign", "scorer"):
         return "redteam.benign_scorer"
-    return _OF_ARMS.get(key, f"redteam.{key}")
+    return _OFARMS.get(key, f"redteam.{key}")
 
 
 def _arms_of(manifest: Manifest) -> set[str]:
-    return {role.partition("/")[2] for role in manifest.inputs if role.startswith("redteam/")} & {*_ARMS}
+    return {role.partition("/")[2] for role in manifest.inputs if role.startswith("redteam/")} & {*ARMS}
 
 
 def _first_of(names: list[str]) -> str:
